@@ -1,0 +1,62 @@
+"""Efficient small language models: distil, prune, export, build per hardware profile, measure, select, package.
+
+    import slmdeploy
+    slmdeploy.run("examples/quickstart.toml", out="work/quickstart")
+    model = slmdeploy.load("work/quickstart/package")
+    print(model.generate("def main(").text)
+
+The verbs are the subcommands of the command line. Each is imported when first used, so that running a package never
+imports what made it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from slmdeploy.version import __version__
+
+if TYPE_CHECKING:
+    from slmdeploy.building.build import build
+    from slmdeploy.compress.distill import distill
+    from slmdeploy.compress.prune import prune
+    from slmdeploy.exporting.export import export
+    from slmdeploy.packaging.edge import package
+    from slmdeploy.pipeline import run
+    from slmdeploy.profiling.profile import profile
+    from slmdeploy.runtime.model import Model, load
+    from slmdeploy.selection import select
+    from slmdeploy.verification import verify
+
+_HOMES = {
+    "Model": "runtime.model",
+    "build": "building.build",
+    "distill": "compress.distill",
+    "export": "exporting.export",
+    "load": "runtime.model",
+    "package": "packaging.edge",
+    "profile": "profiling.profile",
+    "prune": "compress.prune",
+    "run": "pipeline",
+    "select": "selection",
+    "verify": "verification",
+}
+
+__all__ = [
+    "Model",
+    "__version__",
+    "build",
+    "distill",
+    "export",
+    "load",
+    "package",
+    "profile",
+    "prune",
+    "run",
+    "select",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'slmdeploy' has no attribute {name!r}")
+    return getattr(import_module(f"slmdeploy.{_HOMES[name]}"), name)

@@ -1,0 +1,131 @@
+"""What building for ONNX Runtime on a CPU takes beside quantisation: requirements, writing a graph, opening the result.
+
+Knows the folder layout of docs/architecture.md and nothing of how a part is quantised or judged. A graph is written with
+its large tensors in one data file, each distinct content once, so a tied embedding and head that are quantised alike
+share their bytes; small tensors stay inside the graph. Every written graph is opened again before anyone sees it: a
+builder that exits 0 over an invalid model is worse than one that fails.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from slmdeploy.build.scoring_graph import read_label_rows, write_score_graph
+from slmdeploy.errors import CorruptArtifactError, GateError, InputError
+from slmdeploy.runtime.bundle import MANIFEST, read_runtime
+from slmdeploy.runtime.model import Model
+from slmdeploy.runtime.text import load_tokenizer
+from slmdeploy.specs import Profile, SessionOptions, Target
+
+MODEL, DATA, SCORE, RUNTIME = "model.onnx", "model.onnx.data", "score.onnx", "runtime.json"
+_INLINE_BYTES = 1024
+_ALIGNMENT_BYTES = 64
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def local_isa(cpuinfo: Path = _CPUINFO) -> frozenset[str] | None:
+    """The instruction set extensions of this machine in Linux's names, None where the system does not list them."""
+    if not cpuinfo.is_file():
+        return None
+    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, flags = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(flags.split())
+    return None
+
+
+def check_requirements(profile: Profile, target: Target | None) -> None:
+    """Raise InputError unless ``target``, or this machine when it is None, has all that ``profile`` needs to run."""
+    if target is not None and profile.engine not in target.engines:
+        raise InputError(
+            f"profile {profile.name!r} needs the engine {profile.engine}, which target {target.name!r} does not have "
+            f"(it has {', '.join(target.engines)}): choose another profile or target"
+        )
+    if not profile.requires.isa:
+        return
+    found: Collection[str] | None = local_isa() if target is None else target.isa
+    place = f"this machine ({platform.machine()})" if target is None else f"target {target.name!r}"
+    if found is None:
+        raise InputError(f"profile {profile.name!r} needs {', '.join(profile.requires.isa)}, and {place} does not tell "
+                         "its instruction set: name a target with --target")  # fmt: skip
+    missing = [flag for flag in profile.requires.isa if flag not in found]
+    if missing:
+        raise InputError(
+            f"profile {profile.name!r} needs {', '.join(missing)}, which {place} does not have: choose another profile"
+        )
+
+
+def read_model(folder: Path) -> ir.Model:
+    """The graph of a folder with all its tensors in memory; CorruptArtifactError when it cannot be read."""
+    try:
+        model = ir.load(folder / MODEL)
+        ir.external_data.load_to_model(model)
+    except Exception as error:  # protobuf, onnx_ir and the file system each raise their own kinds for a damaged file
+        raise CorruptArtifactError(f"{folder / MODEL} cannot be read ({error}): export the checkpoint again") from error
+    return model
+
+
+def write_model(model: ir.Model, folder: Path) -> None:
+    """Write ``model`` as model.onnx and model.onnx.data; its tensors then live in that file."""
+    places: dict[bytes, tuple[int, int]] = {}
+    with (folder / DATA).open("wb") as file:
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            assert tensor is not None
+            content = tensor.tobytes()
+            if len(content) < _INLINE_BYTES:
+                continue
+            key = hashlib.sha256(content).digest()
+            if key not in places:
+                file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
+                places[key] = (file.tell(), len(content))
+                file.write(content)
+            value.const_value = ir.ExternalTensor(
+                DATA, *places[key], tensor.dtype, shape=_shape(tensor), name=name, base_dir=folder
+            )
+    ir.save(model, folder / MODEL)
+
+
+def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
+    return ir.Shape(tuple(int(size) for size in tensor.shape.numpy()))
+
+
+def write_folder(model: ir.Model, graph: Path, folder: Path, *, precision: str, session: SessionOptions) -> None:
+    """Write ``model``, made from the graph folder ``graph``, into ``folder`` with all that goes along with it."""
+    for file in sorted(graph.iterdir()):
+        if file.is_file() and file.name not in (MODEL, DATA, SCORE, RUNTIME, MANIFEST):
+            shutil.copyfile(file, folder / file.name)
+    runtime = json.loads((graph / RUNTIME).read_text(encoding="utf-8"))
+    runtime |= {"precision": precision, "session": session.model_dump(mode="json")}
+    (folder / RUNTIME).write_text(json.dumps(runtime, indent=1) + "\n", encoding="utf-8")
+    write_model(model, folder)
+    if (graph / SCORE).is_file():
+        write_score_graph(folder / MODEL, read_label_rows(graph / SCORE), folder / SCORE)
+
+
+def open_folder(folder: Path) -> Model:
+    """A graph or an unfinished build, whatever its tasks, ready to give logits; each of its graphs has run once.
+
+    Raises CorruptArtifactError when ONNX Runtime refuses a graph.
+    """
+    runtime = read_runtime(folder)
+    score = ("score",) if (folder / SCORE).is_file() else ()
+    model = Model(folder, replace(runtime, tasks=("generate", *score)), load_tokenizer(folder), runtime.threads)
+    model.logits([0])
+    if score:
+        model.score_ids([0], [[0]])
+    return model
+
+
+def open_build(folder: Path, profile: Profile) -> Model:
+    """Open what has just been written; GateError when it is no valid model."""
+    try:
+        return open_folder(folder)
+    except CorruptArtifactError as error:
+        raise GateError(f"profile {profile.name!r} does not give a valid graph, so nothing is written: {error}") from error

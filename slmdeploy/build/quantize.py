@@ -1,0 +1,102 @@
+"""Which parts of a graph are quantised and how: from a profile to a plan, and from a plan to a changed graph.
+
+A part is a linear layer (a MatMul with a constant fp32 weight), the head among them, or the embedding; the plan gives each
+part its form by name. The forms themselves are in w8a8.py and blockwise.py; whether the result is good enough is decided
+in gate.py and build.py, which come back here with another plan. Attention, norms and everything else stay fp32.
+"""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from slmdeploy.build.blockwise import replace_gather, replace_matmul
+from slmdeploy.build.rewriting import remove_unused_initializers, weight_array
+from slmdeploy.build.w8a8 import TokenQuantizer
+from slmdeploy.errors import InputError
+from slmdeploy.specs import Profile, Storage, Weights
+
+EMBEDDING = "model.embed_tokens"
+HEAD = "lm_head"
+FP32 = Weights(scheme="fp32")
+Plan = Mapping[str, Weights]
+"""The form of each part by name. A part that is not in it stays as it is."""
+
+
+def describe(form: Weights) -> str:
+    """A form in two words, as reports name it: ``fp32``, ``w8a8``, ``int4 block 32``."""
+    if form.scheme != "weight-only":
+        return form.scheme
+    return f"int{form.bits} block {form.block_size}"
+
+
+def parts(model: ir.Model) -> dict[str, ir.Node]:
+    """The quantisable nodes of a fp32 graph by name, in graph order: linear layers, the head and the embedding."""
+    found = {}
+    for node in model.graph:
+        position = {"MatMul": 1, "Gather": 0}.get(node.op_type)
+        if position is None or (node.op_type == "Gather" and node.name != EMBEDDING):
+            continue
+        weight = node.inputs[position]
+        if weight is not None and _is_matrix(weight):
+            assert node.name
+            found[node.name] = node
+    return found
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == 2
+
+
+def plan_for(profile: Profile, model: ir.Model) -> dict[str, Weights]:
+    """The form that ``profile`` wants for each part of ``model``; parts that stay fp32 are left out.
+
+    Raises InputError when the profile quantises linear layers and the graph has none.
+    """
+    names = list(parts(model))
+    linear = [name for name in names if name not in (EMBEDDING, HEAD)]
+    if profile.weights.scheme != "fp32" and not linear:
+        raise InputError(
+            f"the graph has no MatMul with a constant weight, so profile {profile.name!r} has nothing to quantise: "
+            "export it again, or use a profile whose scheme is fp32"
+        )
+    wanted = {name: profile.weights for name in linear}
+    wanted |= {EMBEDDING: _stored(profile.embedding), HEAD: _stored(profile.head)}
+    return {name: wanted[name] for name in names if wanted[name] != FP32}
+
+
+def _stored(storage: Storage) -> Weights:
+    if storage.bits == 32:
+        return FP32
+    return Weights(scheme="weight-only", bits=storage.bits, block_size=storage.block_size)
+
+
+def higher(form: Weights) -> Weights:
+    """The next more precise form of a layer that costs too much quality: 8 bits for 4, fp32 for 8."""
+    return form.model_copy(update={"bits": 8}) if form.bits == 4 else FP32
+
+
+def quantize(model: ir.Model, plan: Plan) -> None:
+    """Change ``model`` in place: each part named in ``plan`` takes its form, and weights no longer read are removed."""
+    tokens = TokenQuantizer()
+    for name, node in parts(model).items():
+        form = plan.get(name, FP32)
+        if form.scheme != "fp32":
+            _replace(node, form, tokens)
+    remove_unused_initializers(model.graph)
+
+
+def _replace(node: ir.Node, form: Weights, tokens: TokenQuantizer) -> None:
+    if node.op_type == "Gather":
+        table = node.inputs[0]
+        assert table is not None
+        replace_gather(node, weight_array(table), bits=form.bits, block_size=form.block_size)
+        return
+    weight = node.inputs[1]
+    assert weight is not None
+    if form.scheme == "w8a8":
+        tokens.replace(node, weight_array(weight))
+    else:
+        replace_matmul(
+            node, weight_array(weight), bits=form.bits, block_size=form.block_size, symmetric=form.symmetric
+        )

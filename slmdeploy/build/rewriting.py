@@ -1,0 +1,63 @@
+"""Graph surgery in small: take one node out of an ONNX graph and put a few others in its place.
+
+Knows nothing of quantisation. It exists so that w8a8.py and blockwise.py read as the mathematics they implement, with the
+naming of nodes and constants, the order of nodes and the removal of what is no longer used in one place.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"
+Constant = npt.NDArray[np.generic] | np.generic
+
+
+class Replacement:
+    """New nodes in front of ``node``; `finish` gives ``node``'s output to one of their values and removes ``node``."""
+
+    def __init__(self, node: ir.Node) -> None:
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        assert node.name
+        self._graph, self._node, self._name = graph, node, node.name
+
+    def constant(self, name: str, value: Constant, *, shared: bool = False) -> ir.Value:
+        """An initializer of this node; a ``shared`` one belongs to the whole graph and is made once."""
+        full = name if shared else f"{self._name}.{name}"
+        if shared and full in self._graph.initializers:
+            return self._graph.initializers[full]
+        tensor = ir.tensor(np.asarray(value), name=full)
+        made = ir.Value(name=full, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self._graph.register_initializer(made)
+        return made
+
+    def add(
+        self, operator: str, *inputs: ir.Value | None, name: str = "", domain: str = "", **attributes: int | float
+    ) -> ir.Value:
+        """Append one single-output node and return its output; two of an operator in one place need a ``name``."""
+        name = f"{self._name}.{name or operator}"
+        node = ir.node(operator, inputs=list(inputs), attributes=attributes or None, domain=domain, name=name)
+        node.outputs[0].name = f"{name}.out"
+        self._graph.insert_before(self._node, node)
+        return node.outputs[0]
+
+    def finish(self, value: ir.Value) -> None:
+        """Let ``value`` stand for the old node's output, keeping the output's name, type and shape; remove the node."""
+        old = self._node.outputs[0]
+        value.name, value.type, value.shape = old.name, old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+        self._graph.remove(self._node, safe=True)
+
+
+def remove_unused_initializers(graph: ir.Graph) -> None:
+    """Drop constants that no node reads, such as the fp32 weight of a layer that has been replaced."""
+    kept = {id(value) for value in graph.outputs}
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and id(value) not in kept:
+            del graph.initializers[name]
+
+
+def weight_array(value: ir.Value) -> npt.NDArray[np.float32]:
+    """The fp32 contents of an initializer."""
+    assert value.const_value is not None
+    return np.asarray(value.const_value.numpy(), dtype=np.float32)

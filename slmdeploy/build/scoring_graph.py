@@ -1,0 +1,83 @@
+"""Derives the scoring graph from the generating one: candidates packed behind one prefix, and only the label rows.
+
+Surgery on a finished graph rather than a second export, so that it serves the fp32 graph and every quantised build of
+it alike, and the weights stay in the one model.onnx.data that both files refer to. The head goes, whatever form it has
+been given: the graph is cut at the value `model.norm.output`, which no build renames. Knows nothing of tokenizers; the
+rows arrive as an array. That packing is exact is measured in the parity ladder (ladder.py).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from slmdeploy.errors import InputError
+
+HIDDEN = "model.norm.output"
+LABELS = "lm_head.labels"
+_ATTENTION = "GroupQueryAttention"
+_POSITION_IDS_INPUT, _ATTENTION_BIAS_INPUT = 9, 10
+
+
+def packed_variant(model: ir.Model, label_rows: NDArray[np.float32]) -> ir.Model:
+    """A copy of a decoder graph that scores packed candidates; `model` itself stays as it is.
+
+    label_rows [hidden, labels] becomes the head. Adds the inputs position_ids int64 [batch, sequence] and
+    attention_bias float32 [1, 1, sequence, total] (0 where a token may look, very negative where not; added to the
+    causal mask), and replaces the output logits by label_logits float32 [rows, labels]. Raises InputError for a graph
+    without attention nodes or without the value at which its head is cut.
+    """
+    packed = model.clone()
+    graph = packed.graph
+    attentions = [node for node in graph if node.op_type == _ATTENTION]
+    hidden = next((value for node in graph for value in node.outputs if value.name == HIDDEN), None)
+    if not attentions or hidden is None:
+        raise InputError(f"the graph has no {_ATTENTION} node or no value {HIDDEN}: only slmdeploy's own can be packed")
+    position_ids = _input(graph, "position_ids", ir.DataType.INT64, ("batch", "sequence"))
+    attention_bias = _input(graph, "attention_bias", ir.DataType.FLOAT, (1, 1, "sequence", "total"))
+    for node in attentions:
+        node.resize_inputs(max(len(node.inputs), _ATTENTION_BIAS_INPUT + 1))
+        node.replace_input_with(_POSITION_IDS_INPUT, position_ids)
+        node.replace_input_with(_ATTENTION_BIAS_INPUT, attention_bias)
+    _replace_head(graph, hidden, label_rows)
+    RemoveUnusedNodesPass()(packed)
+    return packed
+
+
+def write_score_graph(model_path: Path, label_rows: NDArray[np.float32], out_path: Path) -> None:
+    """Write the packed variant of `model_path` beside it; large weights stay in the data file that model_path uses."""
+    assert out_path.parent == model_path.parent, "external data is found relative to the graph's own folder"
+    ir.save(packed_variant(ir.load(model_path), label_rows), out_path)
+
+
+def read_label_rows(score_path: Path) -> NDArray[np.float32]:
+    """The float32 head [hidden, labels] of a score.onnx, to derive the scoring graph of a build of the same model."""
+    rows = ir.load(score_path).graph.initializers.get(LABELS)
+    if rows is None or rows.const_value is None:
+        raise InputError(f"{score_path} has no initializer {LABELS}; export the checkpoint with the task score")
+    return np.asarray(rows.const_value.numpy(), dtype=np.float32)
+
+
+def _input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+    graph.inputs.append(value)
+    return value
+
+
+def _replace_head(graph: ir.Graph, hidden: ir.Value, label_rows: NDArray[np.float32]) -> None:
+    tensor = ir.tensor(np.ascontiguousarray(label_rows, dtype=np.float32), name=LABELS)
+    weight = ir.Value(
+        name=LABELS, type=ir.TensorType(tensor.dtype), shape=ir.Shape(label_rows.shape), const_value=tensor
+    )
+    graph.register_initializer(weight)
+    logits = ir.Value(
+        name="label_logits",
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(("rows", label_rows.shape[1])),
+    )
+    graph.append(ir.node("MatMul", [hidden, weight], outputs=[logits], name=LABELS))
+    kept = [value for value in graph.outputs if value.name != "logits"]
+    graph.outputs.clear()
+    graph.outputs.extend([logits, *kept])

@@ -1,0 +1,156 @@
+"""A checkpoint run by torch in eager mode, float32: the baseline of every comparison and the reference of parity.
+
+It is meant to be as fast as plain torch honestly is: the KV cache is used, only the logits that are needed are
+computed, and candidates are scored as one batch behind a prefix that is computed once. Serves the profiler as `python
+-m slmdeploy.export.eager CKPT --threads N` through the same loop as a build (profiling/worker.py), so the two sides
+differ in nothing but the engine. No torch.compile, no quantisation: those would be other baselines.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from slmdeploy.checkpoint import Weights, label_token_ids, resolve_checkpoint
+from slmdeploy.errors import InputError, SlmdeployError
+from slmdeploy.export.spec import check_tensors, read_spec
+from slmdeploy.profiling.worker import error_reply, serve
+
+Floats = NDArray[np.float32]
+
+
+class EagerModel:
+    """A torch model as a session of the profiler and as the reference of the parity ladder."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.spec = read_spec(checkpoint)
+        check_tensors(self.spec, Weights(checkpoint))  # transformers would fill a missing tensor with random numbers
+        self.model = _load(checkpoint)
+        self._cache = DynamicCache(config=self.model.config)
+
+    @cached_property
+    def label_ids(self) -> list[int]:
+        """The tokens whose logits `score_ids` gives; found on first use, as generating needs no labels."""
+        return list(label_token_ids(self.checkpoint))
+
+    @torch.inference_mode()
+    def logits(self, input_ids: Sequence[int]) -> Floats:
+        """Logits [length, vocabulary] of every position."""
+        self._check_length(len(input_ids))
+        output = self.model(torch.tensor([list(input_ids)]), use_cache=False)
+        return _numpy(output.logits[0])
+
+    def prefill(self, input_ids: Sequence[int]) -> Floats:
+        """Start anew with these tokens; the last position's logits [vocabulary]."""
+        self._check_length(len(input_ids))
+        self._cache = DynamicCache(config=self.model.config)
+        return self._extend(input_ids)
+
+    def decode(self, token: int) -> Floats:
+        """Append one token; the logits [vocabulary] behind it."""
+        self._check_length(self._cache.get_seq_length() + 1)
+        return self._extend([token])
+
+    def batch_logits(self, rows: Sequence[Sequence[int]]) -> list[Floats]:
+        """Last position's logits of each sequence, in one right-padded batch."""
+        lengths = [len(row) for row in rows]
+        ids = _padded(rows)
+        mask = (torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]).long()
+        with torch.inference_mode():
+            logits = self.model(ids, attention_mask=mask, use_cache=False).logits
+        return [_numpy(logits[index, length - 1]) for index, length in enumerate(lengths)]
+
+    def generate_ids(self, prompt_ids: Sequence[int], *, max_new_tokens: int, ignore_eos: bool) -> Iterator[int]:
+        """Greedy decoding with the KV cache; yields each token as soon as it is known, the end token not.
+
+        Ends early where the context is full.
+        """
+        self._check_length(len(prompt_ids) + 1)
+        row = self.prefill(prompt_ids)
+        for left in range(min(max_new_tokens, self.spec.max_length - len(prompt_ids)) - 1, -1, -1):
+            token = int(row.argmax())
+            if token in self.spec.eos_token_ids and not ignore_eos:
+                return
+            yield token
+            if left:
+                row = self.decode(token)
+
+    @torch.inference_mode()
+    def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Floats:
+        """Label logits [items, labels]: the prefix once, its cache repeated, all items as one right-padded batch.
+
+        Only the hidden state at each item's last token meets the head, and only the labels' rows of it.
+        """
+        lengths = torch.tensor([len(item) for item in item_ids])
+        self._check_length(len(prefix_ids) + int(lengths.max()))
+        self.prefill(prefix_ids)
+        cache = copy.deepcopy(self._cache)
+        cache.batch_repeat_interleave(len(item_ids))
+        # padding stands behind every token that is read, so the causal mask alone keeps it out
+        hidden = self.model.model(_padded(item_ids), past_key_values=cache, use_cache=True).last_hidden_state
+        last = hidden[torch.arange(len(item_ids)), lengths - 1]
+        return _numpy(last @ self.model.lm_head.weight[self.label_ids].T)
+
+    @torch.inference_mode()
+    def _extend(self, ids: Sequence[int]) -> Floats:
+        tokens = torch.tensor([list(ids)])
+        output = self.model(tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        return _numpy(output.logits[0, -1])
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.spec.max_length:
+            raise InputError(f"{tokens} tokens are needed, but the context of this model holds {self.spec.max_length}")
+
+
+def _load(checkpoint: Path) -> LlamaForCausalLM:
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
+            checkpoint, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    return model.eval()
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+
+
+def _numpy(tensor: torch.Tensor) -> Floats:
+    array: Floats = tensor.numpy()
+    return array
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Load a checkpoint and serve it to the profiler on stdin and stdout."""
+    parser = argparse.ArgumentParser(prog="slmdeploy.export.eager", description="serve a checkpoint run by torch")
+    parser.add_argument("checkpoint", help="a checkpoint folder or a Hugging Face id")
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    started = time.perf_counter()
+    try:
+        model = EagerModel(resolve_checkpoint(options.checkpoint))
+    except SlmdeployError as error:
+        print(json.dumps(error_reply(error)), flush=True)
+        return
+    serve(model, {"load_s": time.perf_counter() - started, "engine": f"torch {torch.__version__} eager fp32"})
+
+
+if __name__ == "__main__":
+    main()

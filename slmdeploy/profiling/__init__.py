@@ -1,0 +1,1 @@
+"""Measuring builds on this machine: speed and quality in one table, candidates interleaved, the machine recorded."""

@@ -1,0 +1,199 @@
+"""The process in which one candidate runs while it is measured: JSON lines in, JSON lines out.
+
+`serve` is the loop; it runs anything that is a `Session`, which is the seam between measuring and engines: a build
+through slmdeploy.runtime here, a torch model in slmdeploy/export/eager.py, `FakeSession` in tests. Times are taken in
+this process, around the session's own call, so pipes and JSON are outside of them. One process per candidate, so that
+peak memory is its own. What libraries print on stdout is turned to stderr. Knows nothing of workloads or percentiles.
+Run as `python -m slmdeploy.profiling.worker BUILD --threads N`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmdeploy.errors import SlmdeployError
+
+Clock = Callable[[], float]
+Reply = dict[str, Any]
+
+
+class Session(Protocol):
+    """What can be measured: token ids in, token ids or logits out. A task that it has not raises InputError."""
+
+    def generate_ids(self, prompt_ids: Sequence[int], *, max_new_tokens: int, ignore_eos: bool) -> Iterator[int]:
+        """Yield each new token as soon as it is known, greedily."""
+
+    def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Label logits [items, labels] of every item behind the prefix."""
+
+    def logits(self, input_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [length, vocabulary] at every position."""
+
+
+class FakeSession:
+    """A session with known answers and known service times, on a clock of its own so that nobody waits.
+
+    Generation takes ``prefill_s`` until the first token and ``step_s`` for each other one, scoring ``item_s`` an item.
+    Token i of a reply is i; an item's logits are (0, its last token id); ``logits`` gives uniform log-probabilities.
+    """
+
+    def __init__(
+        self, *, prefill_s: float = 0.01, step_s: float = 0.001, item_s: float = 0.002, vocab_size: int = 16
+    ) -> None:
+        self.prefill_s, self.step_s, self.item_s, self.vocab_size = prefill_s, step_s, item_s, vocab_size
+        self.now = 0.0
+        self.seen: list[tuple[int, ...]] = []
+
+    def clock(self) -> float:
+        """Seconds that its answers have taken so far."""
+        return self.now
+
+    def generate_ids(self, prompt_ids: Sequence[int], *, max_new_tokens: int, ignore_eos: bool) -> Iterator[int]:
+        """Yield 0, 1, 2, … at the given pace."""
+        self.seen.append(tuple(prompt_ids))
+        for index in range(max_new_tokens):
+            self.now += self.step_s if index else self.prefill_s
+            yield index
+
+    def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Label logits (0, last token id) per item."""
+        self.seen.append(tuple(prefix_ids))
+        self.now += self.item_s * len(item_ids)
+        return np.array([[0.0, item[-1]] for item in item_ids], np.float32)
+
+    def logits(self, input_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Zeros: every token equally likely."""
+        return np.zeros((len(input_ids), self.vocab_size), np.float32)
+
+
+def answer(session: Session, request: Mapping[str, Any], clock: Clock = time.perf_counter) -> Reply:
+    """The reply to one request; ``op`` says which.
+
+    generate {prompt_ids, new_tokens}    → stamps_ms of each token since the call, tokens
+    score    {prefix_ids, item_ids}      → ms, label_logits [items][labels]
+    offline  {requests: [generate|score]}→ ms of all of them back to back, tokens, items
+    logits   {input_ids, first, path}    → rows written to the .npy file ``path``: positions from ``first`` on
+    rss      {}                          → peak_bytes, or null where the system does not tell
+    Anything else is a ValueError: the parent and this file are one protocol.
+    """
+    match request["op"]:
+        case "generate":
+            return _generate(session, request, clock)
+        case "score":
+            return _score(session, request, clock)
+        case "offline":
+            started = clock()
+            replies = [answer(session, inner, clock) for inner in request["requests"]]
+            ended = clock()
+            counts = {name: sum(len(reply.get(key, ())) for reply in replies) for name, key in _COUNTED.items()}
+            return {"ms": (ended - started) * 1e3, **counts}
+        case "logits":
+            rows = session.logits(request["input_ids"])[request["first"] :]
+            np.save(request["path"], rows, allow_pickle=False)
+            return {"rows": len(rows)}
+        case "rss":
+            return {"peak_bytes": peak_rss_bytes()}
+    raise ValueError(f"unknown op {request['op']!r}")
+
+
+_COUNTED = {"tokens": "tokens", "items": "label_logits"}
+
+
+def _generate(session: Session, request: Mapping[str, Any], clock: Clock) -> Reply:
+    tokens, stamps = [], []
+    started = clock()
+    for token in session.generate_ids(request["prompt_ids"], max_new_tokens=request["new_tokens"], ignore_eos=True):
+        stamps.append((clock() - started) * 1e3)
+        tokens.append(int(token))
+    if len(tokens) != request["new_tokens"]:
+        raise RuntimeError(f"asked for {request['new_tokens']} tokens, the session gave {len(tokens)}")
+    return {"tokens": tokens, "stamps_ms": stamps}
+
+
+def _score(session: Session, request: Mapping[str, Any], clock: Clock) -> Reply:
+    started = clock()
+    logits = session.score_ids(request["prefix_ids"], request["item_ids"])
+    ended = clock()
+    return {"ms": (ended - started) * 1e3, "label_logits": np.asarray(logits).tolist()}
+
+
+def peak_rss_bytes() -> int | None:
+    """Peak resident memory of this process, None where the system does not tell it (Windows).
+
+    Linux's ru_maxrss survives exec and so starts at the parent's size; VmHWM belongs to this program alone.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(fields["VmHWM"].split()[0]) * 1024
+    if sys.platform == "darwin":
+        import resource  # not there on Windows
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
+
+
+def serve(session: Session, info: Mapping[str, Any]) -> None:
+    """Say hello with ``info`` (load_s, engine, …), then answer each line of stdin until it ends or says exit.
+
+    From here on stdout belongs to the protocol: what libraries print, from Python or from C, goes to stderr.
+    """
+    sys.stdout.flush()
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        serve_lines(session, info, sys.stdin, replies)
+    finally:
+        replies.close()
+
+
+def serve_lines(session: Session, info: Mapping[str, Any], requests: TextIO, replies: TextIO) -> None:
+    """`serve` on given streams. A user's error becomes an error reply; any other exception ends the process."""
+    _say(replies, {"ready": True, **info})
+    for line in requests:
+        request = json.loads(line)
+        if request["op"] == "exit":
+            return
+        try:
+            _say(replies, answer(session, request))
+        except SlmdeployError as error:
+            _say(replies, error_reply(error))
+
+
+def error_reply(error: SlmdeployError) -> Reply:
+    """An error of the user's or the machine's doing, in the form that the parent raises again."""
+    return {"error": str(error), "exit_code": error.exit_code}
+
+
+def _say(stream: TextIO, reply: Mapping[str, Any]) -> None:
+    stream.write(json.dumps(reply) + "\n")
+    stream.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Load a build and serve it; a build that cannot be loaded is an error reply instead of the hello."""
+    parser = argparse.ArgumentParser(prog="slmdeploy.profiling.worker", description="serve one build to the profiler")
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--threads", type=int, required=True)
+    options = parser.parse_args(arguments)
+    from slmdeploy.runtime.model import load  # its imports are not part of the load time
+
+    started = time.perf_counter()
+    try:
+        model = load(options.build, threads=options.threads)
+    except SlmdeployError as error:
+        _say(sys.stdout, error_reply(error))
+        return
+    serve(model, {"load_s": time.perf_counter() - started, "engine": "onnxruntime"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Opens a graph, build or package and runs its tasks: the one object that callers of the runtime hold.
+
+Puts together text, decoding, sampling and scoring, and knows how each is done nowhere. The two sessions open on first
+use, so a scorer never loads the language model's head and a generator never loads the label rows. One Model serves one
+sequence at a time and is not safe to share between threads.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from . import decoding, scoring
+from .bundle import RUNTIME, RuntimeConfig, read_manifest, read_runtime, require_listed, verify_files
+from .errors import InputError
+from .generation import Completion, Settings, TextOptions, TextRun, TokenOptions, token_stream
+from .text import TOKENIZER, TextCodec, load_tokenizer
+
+
+def load(path: Path | str, *, threads: int | None = None, verify: bool = True) -> "Model":
+    """Open a folder with model.onnx; `verify` checks every hash, `threads` overrides runtime.json (0: all cores).
+
+    Raises InputError if there is no such folder, CorruptArtifactError if it is not sound.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    if manifest.kind not in ("graph", "build", "package"):
+        raise InputError(f"{folder} is a {manifest.kind}, which cannot be run: give a graph, a build or a package.")
+    if verify:
+        verify_files(folder, manifest)
+    config = read_runtime(folder)
+    graphs = {"generate": decoding.GRAPH, "score": scoring.GRAPH}
+    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *(graphs[task] for task in config.tasks)])
+    if threads is not None and threads < 0:
+        raise InputError(f"threads must be 0 or more, not {threads}.")
+    return Model(folder, config, load_tokenizer(folder), config.threads if threads is None else threads)
+
+
+class Model:
+    """A loaded folder. `runtime` is its runtime.json, `tokenizer` its tokenizer."""
+
+    def __init__(self, folder: Path, runtime: RuntimeConfig, tokenizer: Tokenizer, threads: int) -> None:
+        self.path = folder
+        self.runtime = runtime
+        self.tokenizer = tokenizer
+        self._threads = threads
+        self._codec = TextCodec(tokenizer)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it can do: "generate", "score" or both."""
+        return self.runtime.tasks
+
+    @cached_property
+    def _decoder(self) -> decoding.Decoder:
+        self._require("generate")
+        return decoding.Decoder(self.path, self.runtime, self._threads)
+
+    @cached_property
+    def _scorer(self) -> scoring.Scorer:
+        self._require("score")
+        assert self.runtime.score is not None, "read_runtime lets no score task through without its labels"
+        return scoring.Scorer(self.path, self.runtime, self.runtime.score, self._threads)
+
+    def _require(self, task: str) -> None:
+        if task not in self.tasks:
+            raise InputError(
+                f"{self.path} was made for {' and '.join(self.tasks)}, not for {task}: export it with --task {task}."
+            )
+
+    def generate(self, prompt: str, **options: Unpack[TextOptions]) -> Completion:
+        """Continue a prompt, greedily by default; the options are those of `TextOptions`.
+
+        Raises InputError for a prompt that is empty or does not fit the context, and for settings out of range.
+        """
+        run = self._text_run(prompt, options)
+        text = "".join(run.pieces())
+        return Completion(text, tuple(run.token_ids), run.finish_reason, len(run.prompt_ids))
+
+    def stream(self, prompt: str, **options: Unpack[TextOptions]) -> Iterator[str]:
+        """The text of `generate` in pieces, each given out as soon as no later token can change it."""
+        return self._text_run(prompt, options).pieces()
+
+    def _text_run(self, prompt: str, options: TextOptions) -> TextRun:
+        self._require("generate")
+        return TextRun(self._decoder, self._codec, self._codec.prompt(prompt, "prompt"), Settings(**options))
+
+    def generate_ids(self, prompt_ids: Sequence[int], **options: Unpack[TokenOptions]) -> Iterator[int]:
+        """The tokens behind a prompt, each as soon as it is chosen; the end token is not given out.
+
+        The first costs the prefill, each later one a step. Ends early where the context is full.
+        """
+        return token_stream(self._decoder, self._ids(prompt_ids), Settings(**options))
+
+    def _ids(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        return decoding.token_array(ids, self.runtime.vocab_size)
+
+    def score(self, prefix: str, items: Sequence[str]) -> list[float]:
+        """logit(labels[1]) - logit(labels[0]) at the end of each item behind the prefix, in the order of the items.
+
+        Raises InputError for an empty prefix, no items, an empty item, or one that does not fit behind the prefix.
+        """
+        self._require("score")
+        if isinstance(items, str) or not items:
+            raise InputError("There are no items to score: give a list of at least one string.")
+        prefix_ids = self._codec.prompt(prefix, "prefix")
+        item_ids = [self._codec.item(item, f"item {i}") for i, item in enumerate(items)]
+        logits = self.score_ids(prefix_ids, item_ids)
+        difference: list[float] = (logits[:, 1] - logits[:, 0]).tolist()
+        return difference
+
+    def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """Label logits at the last token of each item behind the prefix, float32 [items, labels]."""
+        items = scoring.token_arrays(item_ids, self.runtime.vocab_size)
+        return self._scorer.score(self._ids(prefix_ids), items)
+
+    def logits(self, input_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits at every position, float32 [length, vocab]."""
+        return self._decoder.logits(self._ids(input_ids))
+
+    def prefill(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Start a sequence anew with these ids; the logits at the last, float32 [vocab]. For checks: see `decode`."""
+        return self._decoder.prefill(self._ids(ids)).copy()
+
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
+        """Append a token to the sequence that `prefill` started; the logits behind it, float32 [vocab]."""
+        return self._decoder.step(int(self._ids([token])[0])).copy()
+
+    def batch_logits(self, rows: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """The last logits of each row, float32 [vocab], out of one right-padded prefill of all rows."""
+        if not rows:
+            raise InputError("There are no rows: give at least one.")
+        return self._decoder.batch([self._ids(row) for row in rows])

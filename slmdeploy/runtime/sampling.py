@@ -1,0 +1,107 @@
+"""Chooses the next token from a row of logits: greedy, or sampling with the usual filters, on plain numpy.
+
+Order and meaning follow transformers' generation: repetition penalty (Keskar et al. 2019, CTRL), temperature, top-k
+(ties with the k-th stay), top-p (Holtzman et al. 2020: the smallest set whose probability reaches p), min-p (Nguyen et
+al. 2024: at least min_p times the probability of the best). The best token always stays. Knows nothing of models or
+text. The same seed and logits give the same tokens on every machine.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CorruptArtifactError, InputError
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose; temperature 0 is greedy and ignores the filters; top_k 0, top_p 1 and min_p 0 filter nothing."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": (0 <= self.temperature < math.inf, "0 or more"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "more than 0"),
+            "seed": (self.seed is None or self.seed >= 0, "0 or more"),
+        }
+        for name, (sound, must) in checks.items():
+            if not sound:
+                raise InputError(f"{name} must be {must}, not {getattr(self, name)}.")
+
+
+class Sampler:
+    """Chooses token after token of one sequence; holds the random state and the tokens seen for the penalty."""
+
+    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int]) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+        self._seen = dict.fromkeys(prompt_ids) if sampling.repetition_penalty != 1.0 else None
+
+    def pick(self, logits: Logits) -> int:
+        """The next token for float32 [vocab] logits, which are left as they are."""
+        if self._seen is not None:
+            logits = penalised(logits, list(self._seen), self._sampling.repetition_penalty)
+        token = int(logits.argmax())
+        # argmax finds a NaN if there is one, so this looks at the whole row at the price of one comparison.
+        if not math.isfinite(logits[token]):
+            raise CorruptArtifactError("The model computes NaN or infinity; its weights are damaged: build it again.")
+        if self._sampling.temperature > 0:
+            token = self._draw(logits)
+        if self._seen is not None:
+            self._seen[token] = None
+        return token
+
+    def _draw(self, logits: Logits) -> int:
+        tokens, probabilities = distribution(logits, self._sampling)
+        mass = np.cumsum(probabilities)
+        spot = np.searchsorted(mass, self._random.random() * mass[-1], side="right")
+        return int(tokens[min(int(spot), tokens.size - 1)])
+
+
+def penalised(logits: Logits, seen: list[int], penalty: float) -> Logits:
+    """A copy in which the logits of seen tokens are divided by the penalty if positive, else multiplied by it."""
+    result = logits.copy()
+    old = result[seen]
+    result[seen] = np.where(old > 0, old / penalty, old * penalty)
+    return result
+
+
+def distribution(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The tokens that pass temperature and filters, in no order that means anything, and their probabilities (sum 1)."""
+    scaled = logits.astype(np.float64)
+    scaled = (scaled - scaled.max()) / sampling.temperature
+    if 0 < sampling.top_k < scaled.size:
+        tokens = np.flatnonzero(scaled >= np.partition(scaled, -sampling.top_k)[-sampling.top_k])
+    else:
+        tokens = np.arange(scaled.size)
+    probabilities = np.exp(scaled[tokens])
+    probabilities /= probabilities.sum()
+    keep = nucleus(probabilities, sampling.top_p) if sampling.top_p < 1 else np.arange(tokens.size)
+    keep = keep[probabilities[keep] >= sampling.min_p * probabilities.max()]
+    return tokens[keep], probabilities[keep] / probabilities[keep].sum()
+
+
+def nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:
+    """Places of the smallest set of most probable tokens whose probabilities reach top_p; of equals the first.
+
+    Tokens below (1 - top_p) / n have less than 1 - top_p together, so the others reach top_p and only they are sorted:
+    a few hundred instead of a whole vocabulary.
+    """
+    likely = np.flatnonzero(probabilities >= (1 - top_p) / probabilities.size)
+    likely = likely[np.argsort(-probabilities[likely], kind="stable")]
+    mass = np.cumsum(probabilities[likely])
+    return likely[: int(np.searchsorted(mass, top_p)) + 1]

@@ -1,0 +1,114 @@
+"""ONNX Runtime sessions as this project runs them: options, load errors, interface check, bindings without copies.
+
+Knows tensors by name and shape, nothing of tokens or sampling. What the options are for: spinning threads are worth
+20 % of decode where the cores are ours (docs/architecture.md), memory patterns are off because every step has another
+attention mask shape and ONNX Runtime would plan and keep one pattern for each. A graph that does not load, or whose
+inputs and outputs are not those that runtime.json calls for, is a CorruptArtifactError; nothing is guessed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from .bundle import RuntimeConfig
+from .errors import CorruptArtifactError, ResourceError
+
+Array = npt.NDArray[np.float32] | npt.NDArray[np.int64]
+
+_FATAL_ONLY = 4
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+def open_session(path: Path, *, threads: int, spinning: bool) -> ort.InferenceSession:
+    """Load a graph for the CPU; `threads` 0 leaves the number to ONNX Runtime (one per physical core)."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False
+    # ONNX Runtime would write its own lines to stderr beside the one sentence that we raise.
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (MemoryError, *_ORT_ERRORS) as error:
+        raise _sentence(path, "does not load", error) from error
+
+
+def _sentence(path: Path, what: str, error: Exception) -> CorruptArtifactError | ResourceError:
+    reason = " ".join(str(error).split())[:240]
+    if isinstance(error, MemoryError) or "bad_alloc" in reason or "allocate memory" in reason:
+        return ResourceError(f"{path} {what}: there is not enough memory; free some or use a smaller model.")
+    return CorruptArtifactError(f"{path} {what}; make or unpack it again (ONNX Runtime says: {reason}).")
+
+
+def check_interface(
+    session: ort.InferenceSession, path: Path, config: RuntimeConfig, extra_inputs: Mapping[str, str], output: str
+) -> None:
+    """Refuse a graph whose inputs, outputs, element types or KV shapes are not those of runtime.json.
+
+    extra_inputs: names and element types beside input_ids, attention_mask, logits_positions and the past.
+    """
+    types = {"input_ids": "int64", "attention_mask": "int64", "logits_positions": "int64"} | dict(extra_inputs)
+    past, present = (dict.fromkeys(names, "float") for names in kv_names(config.layers))
+    found_inputs = {node.name: node for node in session.get_inputs()}
+    found_outputs = {node.name: node for node in session.get_outputs()}
+    for found, wanted in ((found_inputs, types | past), (found_outputs, {output: "float"} | present)):
+        if set(found) != set(wanted):
+            odd = min(set(found) ^ set(wanted))
+            state = "has an unexpected" if odd in found else "lacks the"
+            raise CorruptArtifactError(f"{path} {state} input or output {odd}, by what runtime.json says; rebuild it.")
+        for name, element in wanted.items():
+            if found[name].type != f"tensor({element})":
+                raise CorruptArtifactError(f"{path}: {name} is {found[name].type}, not tensor({element}); rebuild it.")
+    for name, heads in zip(past, (heads for heads in config.kv_heads for _ in range(2)), strict=True):
+        shape = found_inputs[name].shape
+        if len(shape) != 4 or shape[1] not in (heads, None) or shape[3] not in (config.head_dim, None):
+            raise CorruptArtifactError(f"{path}: {name} has shape {shape}, not [batch, {heads}, length, "
+                                       f"{config.head_dim}] as runtime.json says; rebuild it.")
+
+
+def kv_names(layers: int) -> tuple[list[str], list[str]]:
+    """Names of the past inputs and the present outputs: key and value of layer 0, of layer 1, …"""
+    ends = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    return [f"past_key_values.{end}" for end in ends], [f"present.{end}" for end in ends]
+
+
+def as_value(array: Array) -> ort.OrtValue:
+    """An OrtValue over the memory of a contiguous array, which it keeps alive: writing to one changes the other."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+class Binding:
+    """Inputs and outputs of one session bound to memory of ours: what keeps its shape is bound once, not per run."""
+
+    def __init__(self, session: ort.InferenceSession, path: Path) -> None:
+        self._session, self._path = session, path
+        self._binding = session.io_binding()
+
+    def set_input(self, name: str, value: ort.OrtValue) -> None:
+        """Read `name` from this memory in the runs to come."""
+        self._binding.bind_ortvalue_input(name, value)
+
+    def set_output(self, name: str, value: ort.OrtValue) -> None:
+        """Write `name` into this memory in the runs to come; its shape must be the one that the graph computes."""
+        self._binding.bind_ortvalue_output(name, value)
+
+    def run(self) -> None:
+        """One run of the graph over what is bound."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except (MemoryError, *_ORT_ERRORS) as error:
+            raise _sentence(self._path, "does not run", error) from error

@@ -1,0 +1,51 @@
+"""The shipped targets: they load, every figure has a source, and the instruction sets nest as the matching needs."""
+
+import pytest
+
+from slmdeploy.specs import Target, list_targets
+
+TARGETS = {target.name: target for target in list_targets()}
+
+
+def test_the_shipped_targets():
+    assert set(TARGETS) == {
+        "arm64-dotprod",
+        "nvidia-ada-sm89",
+        "nvidia-ampere-sm80",
+        "nvidia-hopper-sm90",
+        "x86-64-avx2",
+        "x86-64-avx512-vnni",
+    }
+    assert set(TARGETS["x86-64-avx2"].isa) < set(TARGETS["x86-64-avx512-vnni"].isa)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_a_target_says_what_matching_needs(target):
+    if target.kind == "cpu":
+        assert target.arch
+        assert target.isa
+        assert target.compute_capability is None
+    else:
+        assert target.compute_capability
+        assert target.memory_bytes
+    assert target.engines
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_no_source_without_its_figure_and_measured_ones_say_where(target):
+    for figure, source in target.sources.items():
+        assert getattr(target, figure), f"{figure} has a source but no value"
+        assert "datasheet" in source or source.startswith("measured on ")
+
+
+def test_only_hopper_and_ada_have_fp8():
+    assert {name for name, target in TARGETS.items() if "fp8" in target.peak_ops} == {
+        "nvidia-ada-sm89",
+        "nvidia-hopper-sm90",
+    }
+
+
+def test_a_figure_without_a_source_is_refused():
+    facts = TARGETS["nvidia-ada-sm89"].model_dump()
+    with pytest.raises(ValueError, match=r"sources\.peak_ops is missing"):
+        Target.model_validate({**facts, "sources": {k: v for k, v in facts["sources"].items() if k != "peak_ops"}})
