@@ -1,8 +1,10 @@
 """Which form of quantised matrix multiplication is fastest here: the measurement behind slmdeploy/build/w8a8.py.
 
-Each form is a chain of layers K -> N -> K -> ... in a graph of its own, timed in interleaved rounds (form A, B, C, A, ...)
-so that a noisy neighbour hits all forms alike. Random weights: speed only, plus each form's error against fp32 on input
-with one outlier row. Run it as ``python benchmarks/matmul_forms.py [--threads 2]``; it prints one table per shape.
+Each form is a chain of layers K -> N -> K -> ... in a graph of its own, timed in interleaved rounds (A, B, C, A, ...),
+so that a noisy neighbour hits all forms alike; the figure is the lower quartile. Random weights: speed only, plus each
+form's error against fp32 (median over rows) on input with one outlier row. Prints one table per shape:
+
+    python benchmarks/matmul_forms.py [--threads 2]
 """
 
 import argparse
@@ -93,8 +95,8 @@ def rows_blocked(chain: Chain, x: ir.Value, weight: np.ndarray) -> ir.Value:
     """The same with QuantizeLinear's blocked form (a block is a row), which avoids the division."""
     values, scale = quantize_columns(weight)
     axes, zero = chain.constant(np.array([-1])), chain.constant(np.uint8(128))
-    largest = chain.op("Max", chain.op("ReduceMax", chain.op("Abs", x), axes), chain.constant(1e-30))
-    step = chain.op("Mul", largest, chain.constant(1 / 127))
+    largest = chain.op("ReduceMax", chain.op("Abs", x), axes)
+    step = chain.op("Mul", chain.op("Gather", largest, chain.constant(np.array([0])), axis=-1), chain.constant(1 / 127))
     zeros = chain.op("QuantizeLinear", step, chain.constant(1e38), zero)  # the zero point in the shape of step
     quantised = chain.op("QuantizeLinear", x, step, zeros, axis=1, block_size=weight.shape[0])
     product = chain.op("MatMulIntegerToFloat", quantised, chain.constant(values), chain.constant(1.0),

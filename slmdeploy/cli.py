@@ -293,8 +293,8 @@ def profile(
     """Measure speed and quality of builds on this machine, interleaved."""
     from slmdeploy import console
     from slmdeploy.checkpoint import resolve_checkpoint
+    from slmdeploy.profiling.profile import measured_rows
     from slmdeploy.profiling.profile import profile as verb
-    from slmdeploy.profiling.profile import read_rows
     from slmdeploy.specs import choose_workloads
 
     artifact = verb(
@@ -307,7 +307,7 @@ def profile(
         force=force,
         progress=_progress(as_json),
     )
-    rows = read_rows(artifact.path)
+    rows = measured_rows(artifact.path)
     if as_json:
         console.print_json({"path": str(artifact.path), "rows": rows})
     else:
@@ -439,8 +439,9 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine is, which target it matches, and which profiles can be built here."""
     from slmdeploy import console
     from slmdeploy.profiling.hardware import doctor as verb
+    from slmdeploy.specs import list_profiles, list_targets
 
-    report = verb()
+    report = verb(list_targets(), list_profiles())
     if as_json:
         console.print_json(report)
     else:

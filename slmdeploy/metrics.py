@@ -36,7 +36,9 @@ _SINGLE = (
     Metric("tokens_per_s", "tokens/s", "higher", "new tokens of all requests sent back to back / wall time (offline)"),
     Metric("items_per_s", "items/s", "higher", "scored items of all requests sent back to back / wall time (offline)"),
     Metric("rss_peak_bytes", "bytes", "lower", "peak resident memory of the build's own process after the workloads"),
-    Metric("load_s", "s", "lower", "load and a smallest first request of each task; hashing included, Python's imports not"),
+    Metric(
+        "load_s", "s", "lower", "load and a smallest first request of each task; hashing included, Python's imports not"
+    ),
     Metric(
         "size_bytes", "bytes", "lower", "files of the folder that running it reads: graph, weights, config, tokenizer"
     ),

@@ -16,7 +16,7 @@ from slmdeploy.artifacts import Artifact, open_artifact, resumed
 from slmdeploy.checkpoint import resolve_checkpoint
 from slmdeploy.errors import InputError
 from slmdeploy.profiling.hardware import detect, match_target
-from slmdeploy.profiling.profile import read_rows
+from slmdeploy.profiling.profile import measured_rows
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.selection import Selection, select
 from slmdeploy.specs import (
@@ -114,7 +114,7 @@ def run(
 
     # 4. Measurement and choice.
     measured = steps.do("profile", lambda: _profile(builds, spec, folder / "measurement", data, teacher, bar))
-    steps.outcome.rows = read_rows(measured.path)
+    steps.outcome.rows = measured_rows(measured.path)
     _select_and_package(spec, measured.path, folder, data, steps)
     _write_summary(steps.outcome)
     return steps.outcome

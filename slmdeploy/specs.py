@@ -241,7 +241,7 @@ class PrunePlan(Spec):
 
 
 class DistillStage(Spec):
-    """One stage of distillation; the meaning of each field is the field's standard one (facts in docs/distill.md)."""
+    """One stage of distillation; the meaning of each field is the field's standard one."""
 
     steps: Positive
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from slmdeploy import corpus
 
 SOURCE = '''
@@ -58,9 +60,12 @@ def test_the_library_is_split_by_module_and_no_module_is_on_two_sides(tmp_path: 
     assert {corpus.split_of(module) for module in modules} == set(corpus.SPLITS)
 
 
-def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = corpus.library_root() / "asyncio"
+    monkeypatch.setattr(corpus, "library_root", lambda: part)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         corpus.write(tmp_path / name)
+    assert (tmp_path / "a" / "score.train.jsonl").stat().st_size > 1000
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()

@@ -21,9 +21,9 @@ HOUSE = (
     ("cli", "console", "__main__"),
     ("pipeline", "__init__"),
     ("verification",),
-    ("export", "compress"),
+    ("exporting", "compress"),
     ("profiling",),
-    ("build",),
+    ("building",),
     ("serve",),
     ("packaging",),
     ("report", "selection"),
@@ -34,15 +34,15 @@ HOUSE = (
 )
 """Top to bottom. A name is a module or a room."""
 
-ROOMS = {"export", "compress", "profiling", "build", "serve", "packaging", "runtime"}
+ROOMS = {"exporting", "compress", "profiling", "building", "serve", "packaging", "runtime"}
 """The folders. Two rooms on one floor do not import each other; modules on one floor may."""
 
 TORCH = {"torch", "transformers", "accelerate", "datasets", "optimum"}
-TORCH_SIDE = {"export", "compress"}
+TORCH_SIDE = {"exporting", "compress"}
 TORCH_FREE = {"compress.plan"}
 """Modules of the torch side that the command line reads before it is known whether torch is there."""
 
-BUILD_EXTRA = TORCH_SIDE | {"build", "checkpoint"}
+BUILD_EXTRA = TORCH_SIDE | {"building", "checkpoint"}
 """Places that may use what the ``build`` extra installs; torch and its company stay on the torch side even so."""
 
 GROUND = {"numpy", "onnxruntime", "tokenizers"}
@@ -54,7 +54,7 @@ def floor(place: str) -> int | None:
 
 
 def module_name(file: Path, package: Path) -> str:
-    """Dotted name below the package: ``build.quantize``, ``runtime.__init__``, ``__init__``."""
+    """Dotted name below the package: ``building.quantize``, ``runtime.__init__``, ``__init__``."""
     return ".".join(file.relative_to(package).with_suffix("").parts)
 
 
@@ -156,14 +156,14 @@ PLANTED = [
     ("specs.py", "from . import pipeline", "points up"),
     ("specs.py", "def late():\n    from slmdeploy.cli import main", "points up"),
     ("errors.py", "from slmdeploy import __version__", "points up"),
-    ("export/export.py", "from slmdeploy.compress import prune", "rooms on one floor"),
+    ("exporting/export.py", "from slmdeploy.compress import prune", "rooms on one floor"),
     ("runtime/kv.py", "from slmdeploy.runtime import errors", "relative imports"),
     ("runtime/kv.py", "from ..specs import Target", "points up"),
     ("runtime/kv.py", "import pydantic", "ground floor imports only"),
     ("profiling/worker.py", "import torch", "only the torch side"),
     ("compress/plan.py", "from torch import nn", "only the torch side"),
     ("packaging/edge.py", "import onnx_ir", "does not declare"),
-    ("build/build.py", "import scipy.optimize", "does not declare"),
+    ("building/build.py", "import scipy.optimize", "does not declare"),
     ("cellar.py", "import json", "no place in the house"),
     ("specs.py", "from slmdeploy.cellar import wine", "no place in the house"),
 ]
@@ -181,12 +181,12 @@ def test_a_planted_violation_is_found(tmp_path: Path, name: str, source: str, wh
 
 
 ALLOWED = [
-    ("pipeline.py", "def run():\n    from slmdeploy.export.export import export"),
+    ("pipeline.py", "def run():\n    from slmdeploy.exporting.export import export"),
     ("pipeline.py", "from slmdeploy import specs"),
-    ("export/eager.py", "import torch\nfrom slmdeploy.profiling.worker import serve"),
-    ("export/export.py", "from slmdeploy.export import parity\nfrom . import decoder"),
+    ("exporting/eager.py", "import torch\nfrom slmdeploy.profiling.worker import serve"),
+    ("exporting/export.py", "from slmdeploy.exporting import parity\nfrom . import decoder"),
     ("artifacts.py", "from slmdeploy.corpus import write"),
-    ("build/build.py", "import onnx_ir as ir\nimport numpy as np"),
+    ("building/build.py", "import onnx_ir as ir\nimport numpy as np"),
     ("runtime/kv.py", "import os.path\nimport numpy as np\nfrom .errors import InputError\nfrom . import session"),
 ]
 

@@ -45,7 +45,7 @@ def test_the_device_side_imports_neither_torch_nor_a_graph_library(modules: tupl
 
 
 def test_building_needs_graph_libraries_and_no_torch() -> None:
-    assert "torch" not in loaded(HEAVY, "slmdeploy.build.build")
+    assert "torch" not in loaded(HEAVY, "slmdeploy.building.build")
 
 
 def test_the_probe_sees_what_is_imported() -> None:

@@ -49,7 +49,7 @@ def quantize_rows(matrix: Floats, *, bits: int, block_size: int, symmetric: bool
 
 def _round(grouped: Floats, scales: Floats, offsets: Floats, bits: int) -> Floats:
     codes = np.rint(grouped / scales[..., None]) + offsets[..., None]
-    return np.clip(codes, 0, 2**bits - 1)
+    return np.asarray(np.clip(codes, 0, 2**bits - 1), np.float32)
 
 
 def _pack(codes: Bytes, bits: int) -> Bytes:
@@ -58,7 +58,7 @@ def _pack(codes: Bytes, bits: int) -> Bytes:
         return codes
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), np.uint8)], axis=-1)
-    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4), np.uint8)
 
 
 def _fit_symmetric(grouped: Floats, bits: int) -> tuple[Floats, Floats]:
@@ -108,7 +108,7 @@ def _search(grouped: Floats, candidates: list[tuple[Floats, Floats]], bits: int)
 def _squared_error(grouped: Floats, scales: Floats, offsets: Floats, bits: int) -> Floats:
     centred = _round(grouped, scales, offsets, bits) - offsets[..., None]
     difference = centred * scales[..., None] - grouped
-    return np.einsum("rbk,rbk->rb", difference, difference)
+    return np.asarray(np.einsum("rbk,rbk->rb", difference, difference), np.float32)
 
 
 def _refit(grouped: Floats, scales: Floats, offsets: Floats, bits: int) -> Floats:

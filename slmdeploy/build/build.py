@@ -9,14 +9,12 @@ order of things and no arithmetic: that is in w8a8.py, blockwise.py and gate.py.
 """
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slmdeploy.artifacts import Artifact, open_artifact, refuse_existing, writing
-from slmdeploy.build.gate import Quality, Sequences, as_dict, judge, measure_quality, sequences_for, speed_gate
+from slmdeploy.build.gate import Comparison, Quality, judge, sequences_for, speed_gate
 from slmdeploy.build.onnxruntime import check_requirements, open_build, open_folder, read_model, write_folder
 from slmdeploy.build.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
 from slmdeploy.progress import SILENT, Progress
@@ -44,8 +42,9 @@ def build(
 
     ``data`` is a folder whose validation split the quality gate runs on; without it the fp32 graph writes its own text.
     The result has ``passed``, ``gates``, ``quality``, ``speed``, ``parts`` and ``kept`` (docs/quantisation.md).
-    Raises InputError when the target lacks what the profile requires, when the graph has nothing to quantise or the data
-    nothing to measure on, CorruptArtifactError for a damaged graph and OutputExistsError.
+    Raises InputError when the target lacks what the profile requires, the graph has nothing to quantise or the data
+    nothing to measure on, CorruptArtifactError for a damaged graph, OutputExistsError, and GateError when the result is
+    no valid model.
     """
     check_requirements(profile, target)
     refuse_existing(out, force)
@@ -59,28 +58,28 @@ def build(
 
 @dataclass
 class _Bench:
-    """One graph under one profile while it is being built: the fp32 reference, the text, and what was decided so far."""
+    """One graph under one profile while it is being built: what it is compared with, and what was decided so far."""
 
     graph: Path
     profile: Profile
-    reference: Model
-    sequences: Sequences
+    comparison: Comparison
     plan: dict[str, Weights]
     progress: Progress
     kept: list[dict[str, Any]] = field(default_factory=list)
 
-    @contextmanager
-    def variant(self, plan: dict[str, Weights]) -> Iterator[Model]:
-        """The graph under another plan, in a temporary folder."""
-        with tempfile.TemporaryDirectory(prefix="slmdeploy-build-") as name:
-            folder = Path(name)
-            _write(self.graph, folder, self.profile, plan)
-            yield open_build(folder, self.profile)
+    def write(self, folder: Path, plan: dict[str, Weights]) -> Model:
+        """The graph under ``plan`` in ``folder``, opened; nothing of an earlier one is left there."""
+        model = read_model(self.graph)
+        quantize(model, plan)
+        precision = precision_of(self.profile)
+        write_folder(model, self.graph, folder, precision=precision, session=self.profile.session)
+        return open_build(folder, self.profile)
 
-    def kl_of(self, name: str, sequences: Sequences) -> float:
+    def kl_of(self, name: str) -> float:
         """KL in nats per token when only this part has its planned form."""
-        with self.variant({name: self.plan[name]}) as model:
-            kl = measure_quality(self.reference, model, sequences).kl
+        with tempfile.TemporaryDirectory(prefix="slmdeploy-build-") as folder:
+            model = self.write(Path(folder), {name: self.plan[name]})
+            kl = self.comparison.quality(model, tokens=_SCREENING_TOKENS).kl
         self.progress.advance(note=f"{name} {kl:.4f}")
         return kl
 
@@ -93,12 +92,6 @@ class _Bench:
         )
 
 
-def _write(graph: Path, folder: Path, profile: Profile, plan: dict[str, Weights]) -> None:
-    model = read_model(graph)
-    quantize(model, plan)
-    write_folder(model, graph, folder, precision=precision_of(profile), session=profile.session)
-
-
 def precision_of(profile: Profile) -> str:
     """The word for the profile's precision in runtime.json and reports: fp32, w8a8, int8 or int4."""
     weights = profile.weights
@@ -106,58 +99,68 @@ def precision_of(profile: Profile) -> str:
 
 
 def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, progress: Progress) -> dict[str, Any]:
-    plan = plan_for(profile, read_model(graph))
+    source = read_model(graph)
+    plan = plan_for(profile, source)
     reference = open_folder(graph)
-    sequences, source = sequences_for(reference, data)
-    bench = _Bench(graph, profile, reference, sequences, plan, progress)
+    if not plan:
+        write_folder(source, graph, folder, precision=precision_of(profile), session=profile.session)
+        open_build(folder, profile)
+        return _as_it_is(profile)
+    sequences, origin = sequences_for(reference, data)
+    bench = _Bench(graph, profile, Comparison(reference, sequences), plan, progress)
     _settle_tables(bench)
-    quality = _measure(bench)
+    model = bench.write(folder, bench.plan)
+    quality = bench.comparison.quality(model)
     if not _passes(quality, profile):
-        quality = _promote(bench, quality)
-    _write(graph, folder, profile, bench.plan)
-    model = open_build(folder, profile)
+        model, quality = _promote(bench, folder, model, quality)
     gates = judge(quality, profile.gate)
-    speed = None
-    if plan:
-        speed, gates["speed"] = speed_gate(reference, model)
+    speed, gates["speed"] = speed_gate(reference, model)
     return {
         "passed": all(gate["passed"] for gate in gates.values()),
         "gates": gates,
-        "quality": as_dict(quality) | {"sequences": source},
+        "quality": asdict(quality) | {"sequences": origin},
         "speed": speed,
         "parts": {name: describe(form) for name, form in bench.plan.items() if form.scheme != "fp32"},
         "kept": bench.kept,
     }
 
 
+def _as_it_is(profile: Profile) -> dict[str, Any]:
+    """The result of a build that changes nothing: equal to its reference by construction, so nothing is measured."""
+    quality = Quality(kl=0.0, top1_agreement=1.0, ppl_ratio=1.0, positions=0)
+    return {
+        "passed": True,
+        "gates": judge(quality, profile.gate),
+        "quality": asdict(quality) | {"sequences": "none: the graph is unchanged"},
+        "speed": None,
+        "parts": {},
+        "kept": [],
+    }
+
+
 def _settle_tables(bench: _Bench) -> None:
-    """Embedding and head stay fp32 where one of them alone spends too much of the allowed KL."""
+    """Embedding and head take a more precise form where one of them alone spends too much of the allowed KL."""
     tables = [name for name in (EMBEDDING, HEAD) if name in bench.plan]
     limit = bench.profile.gate.max_kl * _TABLE_SHARE
-    bench.progress.start("embedding and head", len(tables), "parts")
+    bench.progress.start("embedding and head", None, "trials")
     for name in tables:
-        kl = bench.kl_of(name, bench.sequences)
-        while kl > limit and bench.plan[name].scheme != "fp32":
+        while bench.plan[name].scheme != "fp32":
+            kl = bench.kl_of(name)
+            if kl <= limit:
+                break
             bench.keep(name, kl, f"KL {kl:.4g} alone exceeds {limit:.4g}")
-            kl = bench.kl_of(name, bench.sequences)
     bench.progress.finish()
-
-
-def _measure(bench: _Bench) -> Quality:
-    with bench.variant(bench.plan) as model:
-        return measure_quality(bench.reference, model, bench.sequences)
 
 
 def _passes(quality: Quality, profile: Profile) -> bool:
     return all(gate["passed"] for gate in judge(quality, profile.gate).values())
 
 
-def _promote(bench: _Bench, quality: Quality) -> Quality:
-    """Raise the precision of the most sensitive layers, 1, 2, 4, … of them, until the gate passes or a quarter is raised."""
+def _promote(bench: _Bench, folder: Path, model: Model, quality: Quality) -> tuple[Model, Quality]:
+    """Raise the precision of the most sensitive layers, 1, 2, 4, … of them, until the gate passes or a quarter is."""
     names = [name for name, form in bench.plan.items() if name not in (EMBEDDING, HEAD) and form.scheme != "fp32"]
     bench.progress.start("sensitivity of each layer", len(names), "layers")
-    few = _first_tokens(bench.sequences)
-    alone = sorted(((bench.kl_of(name, few), name) for name in names), reverse=True)
+    alone = sorted(((bench.kl_of(name), name) for name in names), reverse=True)
     bench.progress.finish()
     budget, raised = int(len(names) * _PROMOTED_SHARE), 0
     while raised < budget and not _passes(quality, bench.profile):
@@ -165,14 +168,6 @@ def _promote(bench: _Bench, quality: Quality) -> Quality:
         for kl, name in alone[raised : raised + step]:
             bench.keep(name, kl, "among the most sensitive layers of a build outside its gate")
         raised += step
-        quality = _measure(bench)
-    return quality
-
-
-def _first_tokens(sequences: Sequences) -> Sequences:
-    chosen: list[list[int]] = []
-    for sequence in sequences:
-        if sum(map(len, chosen)) >= _SCREENING_TOKENS:
-            break
-        chosen.append(list(sequence))
-    return chosen
+        model = bench.write(folder, bench.plan)
+        quality = bench.comparison.quality(model)
+    return model, quality

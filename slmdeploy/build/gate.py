@@ -8,8 +8,8 @@ they answer (logits, generated ids, scores), so tests use fakes.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -25,11 +25,14 @@ Floats = npt.NDArray[np.float32]
 Sequences = Sequence[Sequence[int]]
 
 SEED = 1131
-_TOKENS = 6144
+SOURCE_DATA, SOURCE_SELF = "validation split", "self-generated"
+_TOKENS = 3072
 _SEQUENCE_TOKENS = 256
+_KEPT_NUMBERS = 1 << 27  # reference log-probabilities held in memory: 512 MiB
 _PREFILL_TOKENS, _DECODE_TOKENS = 128, 32
 _SCORE_PREFIX, _SCORE_ITEMS, _SCORE_ITEM_TOKENS = 32, 10, 30
-_WARM_UP, _ROUNDS = 2, 9
+_WARM_UP, _ROUNDS = 1, 7
+_PARTS = {"generate": ("prompt", "completion"), "score": ("prefix", "items")}
 
 
 class Predicts(Protocol):
@@ -49,49 +52,61 @@ class Quality:
     positions: int
 
 
-def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
-    """Log-probabilities along the last axis, in float64 so that a KL of 1e-7 is not rounding."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+def log_softmax(logits: Floats) -> Floats:
+    """Log-probabilities along the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def kl_divergence(reference: npt.NDArray[np.float64], candidate: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def kl_divergence(reference: Floats, candidate: Floats) -> npt.NDArray[np.float64]:
     """KL(reference || candidate) per row in nats, from log-probabilities [rows, vocabulary]."""
-    return np.asarray((np.exp(reference) * (reference - candidate)).sum(axis=-1))
+    return np.asarray((np.exp(reference) * (reference - candidate)).sum(axis=-1, dtype=np.float64))
 
 
-def top1_agreement(reference: npt.NDArray[np.float64], candidate: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def top1_agreement(reference: Floats, candidate: Floats) -> npt.NDArray[np.bool_]:
     """Per row, whether both give their highest probability to the same token."""
     return np.asarray(reference.argmax(axis=-1) == candidate.argmax(axis=-1))
 
 
-def negative_log_likelihood(
-    log_probabilities: npt.NDArray[np.float64], targets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def negative_log_likelihood(log_probabilities: Floats, targets: npt.NDArray[np.int64]) -> Floats:
     """-log p(target) per row in nats; exp of its mean is the perplexity."""
     return -np.take_along_axis(log_probabilities, targets[:, None], axis=-1)[:, 0]
 
 
-def measure_quality(reference: Predicts, candidate: Predicts, sequences: Sequences) -> Quality:
-    """Mean KL, share of top-1 agreement and perplexity(candidate) / perplexity(reference) over all given sequences.
+class Comparison:
+    """Sequences and what the reference says about them, computed once and compared with many candidates.
 
     The last token of a sequence is only predicted, so a sequence of n tokens counts n - 1 positions.
     """
-    kl, same, losses = [], [], []
-    for sequence in sequences:
-        targets = np.asarray(sequence[1:], np.int64)
-        expected = log_softmax(reference.logits(sequence[:-1]))
-        found = log_softmax(candidate.logits(sequence[:-1]))
-        kl.append(kl_divergence(expected, found))
-        same.append(top1_agreement(expected, found))
-        losses.append(negative_log_likelihood(found, targets) - negative_log_likelihood(expected, targets))
-    divergences = np.concatenate(kl)
-    return Quality(
-        kl=float(divergences.mean()),
-        top1_agreement=float(np.concatenate(same).mean()),
-        ppl_ratio=float(np.exp(np.concatenate(losses).mean())),
-        positions=len(divergences),
-    )
+
+    def __init__(self, reference: Predicts, sequences: Sequences) -> None:
+        self._sequences = sequences
+        self._expected = [log_softmax(reference.logits(sequence[:-1])) for sequence in sequences]
+
+    def quality(self, candidate: Predicts, *, tokens: int | None = None) -> Quality:
+        """Mean KL, share of top-1 agreement and perplexity(candidate) / perplexity(reference).
+
+        ``tokens`` bounds the work: sequences beyond that many tokens are left out, the first never.
+        """
+        kl: list[npt.NDArray[np.float64]] = []
+        same: list[npt.NDArray[np.bool_]] = []
+        losses: list[Floats] = []
+        spent = 0
+        for sequence, expected in zip(self._sequences, self._expected, strict=True):
+            spent += len(sequence)
+            if kl and tokens is not None and spent > tokens:
+                break
+            targets = np.asarray(sequence[1:], np.int64)
+            found = log_softmax(candidate.logits(sequence[:-1]))
+            kl.append(kl_divergence(expected, found))
+            same.append(top1_agreement(expected, found))
+            losses.append(negative_log_likelihood(found, targets) - negative_log_likelihood(expected, targets))
+        return Quality(
+            kl=float(np.concatenate(kl).mean()),
+            top1_agreement=float(np.concatenate(same).mean()),
+            ppl_ratio=float(np.exp(np.concatenate(losses).mean(dtype=np.float64))),
+            positions=sum(map(len, kl)),
+        )
 
 
 def judge(quality: Quality, limits: Gate) -> dict[str, dict[str, Any]]:
@@ -107,16 +122,16 @@ def quality_gate(
     reference: Predicts, candidate: Predicts, sequences: Sequences, limits: Gate
 ) -> tuple[Quality, dict[str, dict[str, Any]]]:
     """Measure ``candidate`` against ``reference`` and judge it."""
-    quality = measure_quality(reference, candidate, sequences)
+    quality = Comparison(reference, sequences).quality(candidate)
     return quality, judge(quality, limits)
 
 
 def speed_gate(reference: Model, candidate: Model) -> tuple[dict[str, float | None], dict[str, Any]]:
     """Time of ``candidate`` over time of ``reference`` per phase (below 1 is faster; None: no such task), and the gate.
 
-    prefill: 128 tokens to the first new one; decode: 32 further steps; score: one request of 10 items of 30 tokens behind
-    a prefix of 32; each shortened to the context. The gate fails a build that is slower in every phase it has: a build is
-    made for one phase and may pay in another, and selection sees all three.
+    prefill: 128 tokens to the first new one; decode: 32 further steps; score: one request of 10 items of 30 tokens
+    behind a prefix of 32; each shortened to the context. The gate fails a build that is slower in every phase it has: a
+    build is made for one phase and may pay in another, and selection sees all three.
     """
     times: dict[str, tuple[list[float], list[float]]] = {}
     for turn in range(_WARM_UP + _ROUNDS):
@@ -160,25 +175,24 @@ def _generation_seconds(model: Model, prompt: list[int], steps: int) -> dict[str
 
 
 def sequences_for(reference: Model, data: Path | None) -> tuple[list[list[int]], str]:
-    """Token sequences to compare on, 6,144 tokens or less in all, and where they come from.
+    """Token sequences to compare on, 3,072 tokens or less in all, and where they come from.
 
-    With ``data``: a seeded draw from its validation split, generate and score records alternating. Without: sampled from
-    ``reference`` itself at temperature 1, "self-generated", which is text the model knows well and so the milder test.
+    With ``data``: a seeded draw from its validation split, generate and score records alternating. Without: sampled
+    from ``reference`` itself at temperature 1, which is text the model knows well and so the milder test.
     """
     length = min(_SEQUENCE_TOKENS, reference.runtime.max_length)
+    budget = max(length, min(_TOKENS, _KEPT_NUMBERS // reference.runtime.vocab_size))
     if data is None:
-        return [_sample(reference, length, seed) for seed in range(_TOKENS // length)], "self-generated"
+        return [_sample(reference, length, seed) for seed in range(budget // length)], SOURCE_SELF
     sequences: list[list[int]] = []
-    spent = 0
     for ids in _records(reference, data):
-        if spent + min(len(ids), length) > _TOKENS:
+        if sum(map(len, sequences)) + min(len(ids), length) > budget:
             break
         if len(ids) > 1:
             sequences.append(ids[:length])
-            spent += len(sequences[-1])
     if not sequences:
         raise InputError(f"{data} has no record of two tokens or more in generate.valid.jsonl or score.valid.jsonl")
-    return sequences, "validation split"
+    return sequences, SOURCE_DATA
 
 
 def _sample(reference: Model, length: int, seed: int) -> list[int]:
@@ -191,45 +205,26 @@ def _sample(reference: Model, length: int, seed: int) -> list[int]:
 
 def _records(reference: Model, data: Path) -> Iterator[list[int]]:
     """Token ids of one record after another, tasks alternating; the parts of a record are encoded apart, as in use."""
-    readers: list[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], list[str]]]] = []
-    for name, texts in (("generate", _generate_texts), ("score", _score_texts)):
-        path = data / f"{name}.valid.jsonl"
-        if path.is_file():
-            records = _read(path, texts)
-            np.random.default_rng(SEED).shuffle(records)  # type: ignore[arg-type]
-            readers.append((records, texts))
-    for turn in range(max((len(records) for records, _ in readers), default=0)):
-        for records, texts in readers:
-            if turn < len(records):
-                head, *tail = texts(records[turn])
+    files = [data / f"{task}.valid.jsonl" for task in _PARTS]
+    texts = [_read(file, task) for file, task in zip(files, _PARTS, strict=True) if file.is_file()]
+    for turn in range(max(map(len, texts), default=0)):
+        for pairs in texts:
+            if turn < len(pairs):
+                head, tail = pairs[turn]
                 ids = list(reference.tokenizer.encode(head, add_special_tokens=True).ids)
-                for text in tail:
-                    ids += reference.tokenizer.encode(text, add_special_tokens=False).ids
-                yield ids
+                yield ids + reference.tokenizer.encode(tail, add_special_tokens=False).ids
 
 
-def _generate_texts(record: dict[str, Any]) -> list[str]:
-    return [record["prompt"], record["completion"]]
-
-
-def _score_texts(record: dict[str, Any]) -> list[str]:
-    return [record["prefix"], record["items"][0]]
-
-
-def _read(path: Path, texts: Callable[[dict[str, Any]], list[str]]) -> list[dict[str, Any]]:
-    records = []
+def _read(path: Path, task: str) -> list[tuple[str, str]]:
+    """Each record's head and what stands behind it (of a score record the first item), in a seeded order."""
+    pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            record = json.loads(line)
-            valid = all(isinstance(text, str) for text in texts(record))
+            head, tail = (json.loads(line)[key] for key in _PARTS[task])
+            pair = (head, tail[0] if task == "score" else tail)
         except (ValueError, KeyError, TypeError, IndexError):
-            valid = False
-        if not valid:
-            raise SpecError(f"{path}:{number}: not a record of this task (docs/data.md): mend or remove the line")
-        records.append(record)
-    return records
-
-
-def as_dict(quality: Quality) -> dict[str, Any]:
-    """The quality as a manifest holds it."""
-    return asdict(quality)
+            pair = (None, None)
+        if not all(isinstance(text, str) for text in pair):
+            raise SpecError(f"{path}:{number}: not a record of the task {task} (docs/data.md): mend or remove the line")
+        pairs.append(pair)
+    return [pairs[i] for i in np.random.default_rng(SEED).permutation(len(pairs))]

@@ -7,6 +7,7 @@ torch against the fp32 graph in export/, and that graph against a build. Knows n
 in, logits out.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 STEPS = 64
-LONGEST = 8192
-"""A longer context is checked up to here: attention's work grows with the square of the length."""
+LONGEST = 2048
+"""A longer context is checked up to here: at 8192 the two sides take minutes even for 135M parameters."""
+SELF_LIMIT = 0.02
+"""How far a quantised build may be from itself: its kernels round activations differently for one row than for many
+(0.006 measured with MatMulNBits), while a misplaced token, mask or position is off by the logits' own size."""
 _PROMPT = 21
 _ROWS = (5, 1, 17, 12)
 _PREFIX, _ITEMS = 19, (4, 1, 7)
@@ -49,8 +53,8 @@ class Scores(Logits, Protocol):
 class Rung:
     """One comparison.
 
-    `difference` is `max_abs_difference` divided by the reference's largest magnitude where that is above 1: absolute for
-    small logits, relative for large ones, whose float32 spacing alone may exceed 1e-4.
+    `difference` is `max_abs_difference` divided by the reference's largest magnitude where that is above 1: absolute
+    for small logits, relative for large ones, whose float32 spacing alone may exceed 1e-4.
     """
 
     name: str
@@ -60,8 +64,37 @@ class Rung:
     passed: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a manifest."""
-        return asdict(self)
+        """Plain values for a manifest; a difference that is not finite, which JSON cannot say, is None."""
+        return {key: None if value == math.inf else value for key, value in asdict(self).items()}
+
+
+class Alone:
+    """A model's answers computed the plain way: the whole sequence anew each time, by itself, and nothing kept.
+
+    As the reference of the model's own ladder it tells faults of caching, batching and packing from loss by
+    quantisation: `climb(Alone(model), model, limit=SELF_LIMIT, ...)`.
+    """
+
+    def __init__(self, model: Logits) -> None:
+        self._model = model
+        self._ids: list[int] = []
+
+    def logits(self, input_ids: Sequence[int]) -> Floats:
+        """The model's own."""
+        return self._model.logits(input_ids)
+
+    def prefill(self, input_ids: Sequence[int]) -> Floats:
+        """Start anew with these tokens; the last position's row."""
+        self._ids = list(input_ids)
+        return self._model.prefill(self._ids)
+
+    def decode(self, token: int) -> Floats:
+        """The row behind one more token, from all tokens so far."""
+        return self.prefill([*self._ids, token])
+
+    def batch_logits(self, rows: Sequence[Sequence[int]]) -> list[Floats]:
+        """Last position's row of each sequence, one after the other."""
+        return [self._model.prefill(row).copy() for row in rows]
 
 
 def climb(
@@ -145,7 +178,7 @@ class _Ladder:
     def _compare(self, name: str, expected: Floats, found: Floats) -> Rung:
         assert expected.shape == found.shape, f"{name}: {expected.shape} against {found.shape}"
         if not np.isfinite(found).all():
-            return Rung(name, float("inf"), float("inf"), self.limit, False)
+            return Rung(name, math.inf, math.inf, self.limit, False)
         largest = float(np.abs(expected - found).max())
         difference = largest / max(1.0, float(np.abs(expected).max()))
         return Rung(name, largest, difference, self.limit, difference <= self.limit)

@@ -1,9 +1,9 @@
 """What building for ONNX Runtime on a CPU takes beside quantisation: requirements, writing a graph, opening the result.
 
-Knows the folder layout of docs/architecture.md and nothing of how a part is quantised or judged. A graph is written with
-its large tensors in one data file, each distinct content once, so a tied embedding and head that are quantised alike
-share their bytes; small tensors stay inside the graph. Every written graph is opened again before anyone sees it: a
-builder that exits 0 over an invalid model is worse than one that fails.
+Knows the folder layout of docs/architecture.md and nothing of how a part is quantised or judged. A graph is written
+with its large tensors in one data file, each distinct content once, so a tied embedding and head that are quantised
+alike share their bytes; small tensors stay inside the graph. Every written graph is opened and run before anyone sees
+it: a builder that exits 0 over an invalid model is worse than one that fails.
 """
 
 import hashlib
@@ -52,8 +52,10 @@ def check_requirements(profile: Profile, target: Target | None) -> None:
     found: Collection[str] | None = local_isa() if target is None else target.isa
     place = f"this machine ({platform.machine()})" if target is None else f"target {target.name!r}"
     if found is None:
-        raise InputError(f"profile {profile.name!r} needs {', '.join(profile.requires.isa)}, and {place} does not tell "
-                         "its instruction set: name a target with --target")  # fmt: skip
+        raise InputError(
+            f"profile {profile.name!r} needs {', '.join(profile.requires.isa)}, and {place} does not tell its "
+            "instruction set: name a target with --target"
+        )
     missing = [flag for flag in profile.requires.isa if flag not in found]
     if missing:
         raise InputError(
@@ -128,4 +130,4 @@ def open_build(folder: Path, profile: Profile) -> Model:
     try:
         return open_folder(folder)
     except CorruptArtifactError as error:
-        raise GateError(f"profile {profile.name!r} does not give a valid graph, so nothing is written: {error}") from error
+        raise GateError(f"profile {profile.name!r} gives no valid graph, so nothing is written: {error}") from error

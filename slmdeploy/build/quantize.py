@@ -1,8 +1,8 @@
 """Which parts of a graph are quantised and how: from a profile to a plan, and from a plan to a changed graph.
 
-A part is a linear layer (a MatMul with a constant fp32 weight), the head among them, or the embedding; the plan gives each
-part its form by name. The forms themselves are in w8a8.py and blockwise.py; whether the result is good enough is decided
-in gate.py and build.py, which come back here with another plan. Attention, norms and everything else stay fp32.
+A part is a linear layer (a MatMul with a constant fp32 weight), the head among them, or the embedding; the plan gives
+each part its form by name. The forms themselves are in w8a8.py and blockwise.py; whether the result is good enough is
+decided in gate.py and build.py, which come back here with another plan. Attention, norms and the rest stay fp32.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ def plan_for(profile: Profile, model: ir.Model) -> dict[str, Weights]:
             f"the graph has no MatMul with a constant weight, so profile {profile.name!r} has nothing to quantise: "
             "export it again, or use a profile whose scheme is fp32"
         )
-    wanted = {name: profile.weights for name in linear}
+    wanted = dict.fromkeys(linear, profile.weights)
     wanted |= {EMBEDDING: _stored(profile.embedding), HEAD: _stored(profile.head)}
     return {name: wanted[name] for name in names if wanted[name] != FP32}
 
@@ -97,6 +97,4 @@ def _replace(node: ir.Node, form: Weights, tokens: TokenQuantizer) -> None:
     if form.scheme == "w8a8":
         tokens.replace(node, weight_array(weight))
     else:
-        replace_matmul(
-            node, weight_array(weight), bits=form.bits, block_size=form.block_size, symmetric=form.symmetric
-        )
+        replace_matmul(node, weight_array(weight), bits=form.bits, block_size=form.block_size, symmetric=form.symmetric)

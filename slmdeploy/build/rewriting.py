@@ -1,7 +1,7 @@
 """Graph surgery in small: take one node out of an ONNX graph and put a few others in its place.
 
-Knows nothing of quantisation. It exists so that w8a8.py and blockwise.py read as the mathematics they implement, with the
-naming of nodes and constants, the order of nodes and the removal of what is no longer used in one place.
+Knows nothing of quantisation. It exists so that w8a8.py and blockwise.py read as the mathematics they implement, with
+the naming of nodes and constants, the order of nodes and the removal of what is no longer used in one place.
 """
 
 import numpy as np
@@ -26,8 +26,9 @@ class Replacement:
         full = name if shared else f"{self._name}.{name}"
         if shared and full in self._graph.initializers:
             return self._graph.initializers[full]
-        tensor = ir.tensor(np.asarray(value), name=full)
-        made = ir.Value(name=full, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        array = np.asarray(value)
+        tensor = ir.tensor(array, name=full)
+        made = ir.Value(name=full, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self._graph.register_initializer(made)
         return made
 

@@ -29,6 +29,8 @@ SHUFFLE_BUFFER = 50_000
 NEGATIVES = 2
 ENCODE_AT_ONCE = 64
 LEAST_COUNTED = 32
+# What datasets raises for files and datasets that are not as they should be; parsers raise kinds of ValueError.
+UNREADABLE = (ValueError, TypeError, DatasetGenerationError, DatasetNotFoundError, ConnectionError)
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,11 @@ def _source(name: str, loader: str | None, split: str) -> Source:
             records = load_dataset(loader, data_files=name, split=split, streaming=True)
         else:
             records = load_dataset(name, split=split, streaming=True)
-    except (DatasetNotFoundError, ConnectionError, ValueError) as error:
-        raise InputError(f"{name} ({split}) cannot be opened as a dataset: {error}") from error
-    first = _next(iter(records), name)
-    if first is None:
-        raise InputError(f"{name} is empty: it needs at least one record")
+        first = next(iter(records))
+    except StopIteration as error:  # also what datasets itself lets out at an empty file
+        raise InputError(f"{name} is empty: it needs at least one record") from error
+    except UNREADABLE as error:
+        raise InputError(f"{name} ({split}) cannot be read: {_line(error)}") from error
     kind = _kind(name, set(first))
     return Source(name, kind, records.map(lambda record, index: {**record, "_line": index + 1}, with_indices=True))
 
@@ -121,8 +123,12 @@ def _source(name: str, loader: str | None, split: str) -> Source:
 def _next(records: Iterator[dict[str, Any]], name: str) -> dict[str, Any] | None:
     try:
         return next(records, None)
-    except (ValueError, TypeError, DatasetGenerationError) as error:
-        raise InputError(f"{name} cannot be read: {error}") from error
+    except UNREADABLE as error:
+        raise InputError(f"{name} cannot be read: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _kind(name: str, columns: set[str]) -> Kind:
@@ -292,7 +298,8 @@ def mixed_rows(
     Raises InputError when a kind that is asked for is not in the data.
     """
     streams: dict[Kind, Iterator[dict[str, torch.Tensor]]] = {}
-    for kind, share in (("generate", 1 - score_share), ("score", score_share)):
+    shares: dict[Kind, float] = {"generate": 1 - score_share, "score": score_share}
+    for kind, share in shares.items():
         if share > 0 and kind not in sources:
             raise InputError(f"the data has no {kind} records: add them or set score_share to {1 - round(score_share)}")
         if share > 0:
@@ -300,13 +307,13 @@ def mixed_rows(
     owed = 0.0
     while True:
         owed += score_share
-        kind = "score" if owed >= 1 - 1e-9 else "generate"
-        owed -= kind == "score"
-        yield {**next(streams[kind]), "is_text": torch.tensor(kind == "generate")}
+        turn: Kind = "score" if owed >= 1 - 1e-9 else "generate"
+        owed -= turn == "score"
+        yield {**next(streams[turn]), "is_text": torch.tensor(turn == "generate")}
 
 
 def prompts(source: Source, texts: Texts, *, length: int, count: int, seed: int) -> list[list[int]]:
-    """The ends of up to ``count`` prompts, at most ``length`` tokens each and BOS first; half of a text is its prompt."""
+    """The ends of up to ``count`` prompts, BOS first, at most ``length`` tokens; half of a text is its prompt."""
     found: list[list[int]] = []
     for batch in _batches(source.shuffled(seed)):
         for prompt, answer in _encode_texts(source, texts, batch):

@@ -70,12 +70,16 @@ def _check_fit(teacher: Path, student: Path) -> None:
         )
     vocabularies = [_vocabulary(path) for path in (teacher, student)]
     if vocabularies[0] != vocabularies[1]:
-        raise InputError(f"the tokenizers of teacher {teacher} and student {student} differ: use the teacher's for both")
-    counts = [sum(math.prod(weights.shape(name)) for name in weights) for weights in (Weights(teacher), Weights(student))]
+        raise InputError(f"teacher {teacher} and student {student} have different tokenizers: use the teacher's")
+    counts = [_parameters(Weights(path)) for path in (teacher, student)]
     if counts[1] > counts[0]:
         raise InputError(
             f"student {student} has {counts[1]:,} parameters and teacher {teacher} only {counts[0]:,}: swap the two"
         )
+
+
+def _parameters(weights: Weights) -> int:
+    return sum(math.prod(weights.shape(name)) for name in weights)
 
 
 def _vocabulary(checkpoint: Path) -> Any:

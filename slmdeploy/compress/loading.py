@@ -1,4 +1,4 @@
-"""Opens checkpoints for compression: config, weights and what must be copied along; quietly, and never with remote code.
+"""Opens checkpoints for compression: config, weights and what is copied along; quietly, never with remote code.
 
 Knows what compression can work on and says so by the config's field; knows nothing of pruning or training.
 """

@@ -3,7 +3,7 @@
 `divergence` compares rows of logits and also gives the gradient in closed form; `chunked_loss` applies both heads to a
 few positions at a time and keeps only gradients of hidden states and of the head, so that a [tokens, vocabulary] tensor
 of neither model ever exists. Knows nothing of batches, prompts or trainers: a position counts by its weight.
-Definitions: GKD (Agarwal et al. 2024), with p the teacher, q the student and the mixture M = βp + (1−β)q a mean of
+Definitions: GKD (Agarwal et al. 2024), with p the teacher, q the student and the mixture M = βp + (1-β)q a mean of
 probabilities, not of logarithms.
 """
 
@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: ``ce_share``·CE + (1 − ``ce_share``)·T²·KD(p_T, q_T)."""
+    """What is minimised: ``ce_share``·CE + (1 - ``ce_share``)·T²·KD(p_T, q_T)."""
 
     loss: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     beta: float = 0.5
@@ -52,7 +52,7 @@ def divergence(student: Tensor, teacher: Tensor, objective: Objective) -> tuple[
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     from_student = (q * (log_q - log_m)).sum(-1)
     value = beta * (p * (log_p - log_m)).sum(-1) + (1 - beta) * from_student
-    # What reaches q through M sums to −(1−β)·M/M, a constant, and the softmax drops constants.
+    # What reaches q through M sums to -(1-β)·M/M, a constant, and the softmax drops constants.
     slope = (1 - beta) * (log_q - log_m - from_student[:, None])
     return temperature**2 * value, temperature * q * slope
 
@@ -94,7 +94,7 @@ def chunked_loss(
     float32. A vocabulary that differs is the caller's error.
     """
     return LossParts(
-        *_ChunkedLoss.apply(
+        *_ChunkedLoss.apply(  # type: ignore[no-untyped-call]
             positions.student,
             student_head,
             positions.teacher,
@@ -111,7 +111,7 @@ class _ChunkedLoss(torch.autograd.Function):
     """Computes the gradients during the forward pass, chunk by chunk, and only scales them in the backward pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         head: Tensor,
@@ -131,8 +131,8 @@ class _ChunkedLoss(torch.autograd.Function):
             for start in range(0, len(labels), size):
                 part = slice(start, start + size)
                 low, weight = hidden[part].to(dtype), weights[part]
-                logits = _wide(low @ head_low.T)
-                kd, ce, slope = _compare(logits, teacher_hidden[part].to(dtype) @ teacher_low.T, labels[part], objective)
+                logits, expected = low @ head_low.T, teacher_hidden[part].to(dtype) @ teacher_low.T
+                kd, ce, slope = _compare(_wide(logits), _wide(expected), labels[part], objective)
                 slope = (slope * weight[:, None]).to(dtype)
                 hidden_gradient[part] = (slope @ head_low).to(hidden.dtype)
                 head_gradient += slope.T @ low
@@ -143,7 +143,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return (1 - objective.ce_share) * kd_sum + objective.ce_share * ce_sum, kd_sum, ce_sum
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, head_gradient = ctx.saved_tensors
         return hidden_gradient * grad_total, head_gradient * grad_total, None, None, None, None, None, None
 
@@ -156,7 +156,7 @@ def _compare(
     logits: Tensor, teacher_logits: Tensor, labels: Tensor, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """KD [n], CE [n] and the gradient of their mix [n, vocabulary]."""
-    kd, slope = divergence(logits, _wide(teacher_logits), objective)
+    kd, slope = divergence(logits, teacher_logits, objective)
     if objective.ce_share == 0.0:
         with_labels = torch.logsumexp(logits, -1) - logits.gather(1, labels[:, None])[:, 0]
         return kd, with_labels, slope

@@ -17,7 +17,7 @@ PositiveReal = Annotated[float, Field(gt=0.0, strict=False)]
 class DistillStage(BaseModel):
     """One stage of distillation: supervised when ``on_policy`` is 0, otherwise partly on what the student writes.
 
-    The loss of a counted token is ``ce_share``·CE + (1 − ``ce_share``)·KD, where KD is ``loss`` at ``temperature``,
+    The loss of a counted token is ``ce_share``·CE + (1 - ``ce_share``)·KD, where KD is ``loss`` at ``temperature``,
     multiplied by its square. ``beta`` is generalised JSD's weight of the teacher (GKD, Agarwal et al. 2024): 0 is the
     forward KL, 1 the reverse. ``score_share`` is the share of rows that hold scoring records. ``on_policy`` is the
     probability that a batch's responses are sampled from the student. Lengths are in tokens, ``batch_rows`` is rows of

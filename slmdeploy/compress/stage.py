@@ -1,4 +1,4 @@
-"""One stage of distillation with everything loaded: models, rows, prompts, the Trainer, and the measure before and after.
+"""One stage of distillation with everything loaded: models, rows, prompts, the Trainer, and a measure around it.
 
 Sits between the verb (distill.py: files and checks) and the Trainer (training.py: steps).
 """
@@ -50,16 +50,17 @@ class StageRun:
                 work=work,
                 progress=progress,
             )
-            frozen.model.to(self.trainer.args.device)
+            body: Any = frozen.model
+            body.to(self.trainer.args.device)
 
     def _load(self, teacher: Path, student: Path) -> tuple[Any, Teacher]:
-        """The student in float32, because the optimiser's steps are smaller than bf16 resolves, and the frozen teacher."""
+        """The student in float32, because an optimiser's steps are finer than bf16, and the frozen teacher."""
         for path in (teacher, student):
             limit = getattr(loading.load_config(path), "max_position_embeddings", None)
             if limit is not None and self.stage.length > limit:
                 raise InputError(f"length = {self.stage.length} is more than the {limit} positions of {path}: lower it")
         dtype = torch.bfloat16 if self.stage.dtype == "bf16" else torch.float32
-        frozen = loading.load_model(teacher, dtype).eval().requires_grad_(False)
+        frozen: Any = loading.load_model(teacher, dtype).eval().requires_grad_(False)
         model = loading.load_model(student, torch.float32)
         loading.head_weight(model, student)
         return model, Teacher(frozen, loading.head_weight(frozen, teacher))

@@ -6,7 +6,6 @@ Knows nothing of files, manifests or where records come from (distill.py, data.p
 
 import math
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +108,8 @@ def training_arguments(stage: DistillStage, work: Path) -> TrainingArguments:
         max_steps=stage.steps,
         per_device_train_batch_size=stage.batch_rows,
         gradient_accumulation_steps=stage.gradient_accumulation,
-        gradient_checkpointing=stage.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if stage.gradient_checkpointing else None,
+        activation_checkpointing=stage.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if stage.gradient_checkpointing else None,
         learning_rate=stage.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(stage.warmup_share * stage.steps),
@@ -149,7 +148,7 @@ class Distiller(Trainer):
         self.add_callback(_Reporter(self, stage, progress))
         self.teacher, self.stage, self.prompts = teacher, stage, prompts
         beta = 0.5 if stage.beta is None else stage.beta
-        self.objective = Objective(stage.loss, beta, stage.temperature, stage.ce_share)
+        self.distance = Objective(stage.loss, beta, stage.temperature, stage.ce_share)
         self.compute_dtype = torch.bfloat16 if stage.dtype == "bf16" else torch.float32
         self.latest: dict[str, float] = {}
         self.sampled_batches = 0
@@ -157,7 +156,8 @@ class Distiller(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Muon with AdamW when the stage asks for it, else the Trainer's AdamW."""
         if self.stage.optimizer == "muon" and self.optimizer is None:
-            self.optimizer = MuonAdamW(self.model, self.stage.learning_rate)
+            student: Any = self.model
+            self.optimizer = MuonAdamW(student, self.stage.learning_rate)
         created: torch.optim.Optimizer = super().create_optimizer(model)
         return created
 
@@ -165,13 +165,14 @@ class Distiller(Trainer):
         """The mean over rows of their weighted loss; stops the stage at a loss that is not finite."""
         inputs = self._maybe_on_policy(inputs)
         parts = self.measure(model, inputs)
-        loss = parts.total / len(inputs["input_ids"])
+        rows = len(inputs["input_ids"])
+        loss = parts.total / rows
         if not torch.isfinite(loss):
             raise InputError(
                 f"distillation diverged: the loss is {loss.item()} at step {self.state.global_step + 1}; "
                 f"lower learning_rate = {self.stage.learning_rate:g}"
             )
-        self.latest = {"kd": parts.kd.item() / len(inputs["input_ids"]), "ce": parts.ce.item() / len(inputs["input_ids"])}
+        self.latest = {"kd": parts.kd.item() / rows, "ce": parts.ce.item() / rows}
         return loss
 
     def measure(self, model: Any, inputs: Row) -> LossParts:
@@ -194,18 +195,19 @@ class Distiller(Trainer):
             weights=weights[counted],
         )
         head = self.accelerator.unwrap_model(model).get_output_embeddings().weight
-        return chunked_loss(positions, head, self.teacher.head, self.objective, self.compute_dtype)
+        return chunked_loss(positions, head, self.teacher.head, self.distance, self.compute_dtype)
 
     @torch.no_grad()
     def measure_rows(self, rows: list[Row]) -> dict[str, float]:
         """KD and CE in nats, each a mean over rows, of the student as it is now."""
-        self.model.eval()
+        student: Any = self.model
+        student.eval()
         sums = {"kd": 0.0, "ce": 0.0}
         for start in range(0, len(rows), self.stage.batch_rows):
             batch = rows[start : start + self.stage.batch_rows]
             inputs = {name: torch.stack([row[name] for row in batch]).to(self.args.device) for name in batch[0]}
             with self.accelerator.autocast():
-                parts = self.measure(self.model, inputs)
+                parts = self.measure(student, inputs)
             sums["kd"] += parts.kd.item()
             sums["ce"] += parts.ce.item()
         return {name: value / len(rows) for name, value in sums.items()}
@@ -301,12 +303,10 @@ class _Reporter(TrainerCallback):
         self.trainer, self.progress = trainer, progress
         self.tokens_per_step = stage.tokens // stage.steps
         self.total = stage.tokens
-        self.seconds = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.progress.start("distil", self.total, "tokens")
         self.progress.advance(state.global_step * self.tokens_per_step)
-        self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         latest = self.trainer.latest

@@ -122,7 +122,8 @@ def _load(checkpoint: Path) -> LlamaForCausalLM:
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:

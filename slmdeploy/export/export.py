@@ -1,7 +1,6 @@
 """The verb `export`: from a checkpoint to a graph folder that runs, proven equal to torch before it exists.
 
-    checkpoint -> spec (refuses what is not understood) -> graph from the weights -> scoring variant -> parity ->
-    artifact
+    checkpoint -> spec (refuses what it does not understand) -> graph -> scoring variant -> parity -> artifact
 
 The folder holds model.onnx and its data, score.onnx for the task score, runtime.json, and config and tokenizer beside
 them. Knows nothing of quantisation. Torch and onnx are imported when the verb runs, so that importing this file is

@@ -23,6 +23,7 @@ from slmdeploy.runtime.bundle import MANIFEST, name_problem, read_manifest, veri
 MAX_UNPACKED_BYTES = 64 << 30
 MAX_MEMBERS = 100_000
 _LEVEL = 6
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def pack(folder: Path, archive: Path) -> Path:
@@ -134,6 +135,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in _DISK_TROUBLE:
             raise
-        raise ResourceError(f"{out} cannot be written ({error.strerror}): free space or choose another place") from error
+        reason = error.strerror
+        raise ResourceError(f"{out} cannot be written ({reason}): free space or choose another place") from error

@@ -86,7 +86,7 @@ def _warm_up(client: Client, workload: Workload, vocab_size: int, seed: int) -> 
 
 
 def affordable(request_ms: float, wanted: int, rounds: int, seconds: float) -> int:
-    """How many requests of ``request_ms`` to run: what fits into ``seconds``, one per round at least, at most ``wanted``."""
+    """How many requests to run: what fits into ``seconds``, but at least one per round and at most ``wanted``."""
     fitting = int(seconds * 1e3 / request_ms) if request_ms > 0 else wanted
     return min(wanted, max(rounds, fitting))
 

@@ -306,3 +306,9 @@ def _quality(
         candidate.metrics |= found[candidate.name].metrics
         candidate.intervals |= found[candidate.name].intervals
         candidate.counts = found[candidate.name].counts
+
+
+def measured_rows(measurement: Path) -> list[dict[str, Any]]:
+    """The rows of a measurement artifact as they were written, for printing."""
+    report = json.loads((measurement / MEASUREMENT).read_text(encoding="utf-8"))
+    return list(report["rows"])

@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from .bundle import RuntimeConfig
 from .errors import InputError
-from .kv import KvCache
+from .kv import KvCache, too_long
 from .session import Binding, as_value, check_interface, kv_names, open_session
 
 GRAPH = "model.onnx"
@@ -108,6 +108,8 @@ class Decoder:
         Touches nothing of the sequence in the cache.
         """
         width = max(row.size for row in rows)
+        if width > self.config.max_length:
+            raise too_long(width, self.config.max_length)
         ids, mask = np.zeros((2, len(rows), width), np.int64)
         for i, row in enumerate(rows):
             ids[i, : row.size], mask[i, : row.size] = row, 1

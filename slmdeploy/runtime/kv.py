@@ -39,7 +39,7 @@ class KvCache:
         Raises InputError when that is more than the context, ResourceError when there is no memory for it.
         """
         if tokens > self.limit:
-            raise InputError(f"{tokens} tokens are needed at once, but the context of this model holds {self.limit}.")
+            raise too_long(tokens, self.limit)
         if tokens <= self.capacity:
             return False
         capacity = min(self.limit, max(tokens, 2 * self.capacity, _SMALLEST))
@@ -68,3 +68,8 @@ class KvCache:
             value = as_value(buffer)
             binding.set_input(past, value)
             binding.set_output(present, value)
+
+
+def too_long(tokens: int, limit: int) -> InputError:
+    """The error for a sequence of more tokens than the context."""
+    return InputError(f"{tokens} tokens are needed at once, but the context of this model holds {limit}.")

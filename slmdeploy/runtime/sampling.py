@@ -81,7 +81,7 @@ def penalised(logits: Logits, seen: list[int], penalty: float) -> Logits:
 
 
 def distribution(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The tokens that pass temperature and filters, in no order that means anything, and their probabilities (sum 1)."""
+    """The tokens that pass temperature and filters, in no meaningful order, and their probabilities (sum 1)."""
     scaled = logits.astype(np.float64)
     scaled = (scaled - scaled.max()) / sampling.temperature
     if 0 < sampling.top_k < scaled.size:

@@ -20,7 +20,8 @@ from .kv import KvCache
 from .session import Binding, as_value, check_interface, open_session
 
 GRAPH = "score.onnx"
-PACK_TOKENS = 256
+PACK_TOKENS = 128
+"""Tokens in a pack: measured from 1 to 1024 at 5M and 30M parameters, 64 to 192 are within noise and fastest."""
 _HIDDEN = np.float32(-1e9)
 
 Ids = npt.NDArray[np.int64]
@@ -85,11 +86,16 @@ class Scorer:
 
 
 def pack(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Indices of items, in their order, in packs of at most `limit` tokens; a longer item is a pack of its own."""
+    """Indices of items, in their order, in packs of about equal size and at most `limit` tokens.
+
+    An item longer than the limit is a pack of its own. Equal packs, because attention grows with the square of a pack.
+    """
+    tokens = sum(sizes)
+    share = tokens / -(-tokens // limit)
     current: list[int] = []
     total = 0
     for i, size in enumerate(sizes):
-        if current and total + size > limit:
+        if current and (total + size > limit or total + size / 2 > share):
             yield current
             current, total = [], 0
         current.append(i)

@@ -20,7 +20,8 @@ from .errors import CorruptArtifactError, ResourceError
 Array = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
 _FATAL_ONLY = 4
-_ORT_ERRORS: tuple[type[Exception], ...] = (
+_FAILURES: tuple[type[Exception], ...] = (
+    MemoryError,
     ort_errors.EPFail,
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -43,7 +44,7 @@ def open_session(path: Path, *, threads: int, spinning: bool) -> ort.InferenceSe
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (MemoryError, *_ORT_ERRORS) as error:
+    except _FAILURES as error:
         raise _sentence(path, "does not load", error) from error
 
 
@@ -110,5 +111,5 @@ class Binding:
         """One run of the graph over what is bound."""
         try:
             self._session.run_with_iobinding(self._binding)
-        except (MemoryError, *_ORT_ERRORS) as error:
+        except _FAILURES as error:
             raise _sentence(self._path, "does not run", error) from error

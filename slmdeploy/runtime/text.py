@@ -54,10 +54,9 @@ class TextCodec:
         """Ids of an item or completion, which goes behind a prefix and gets no special tokens."""
         if not text:
             raise InputError(f"The {name} is empty: give at least one character.")
-        try:
-            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
-            raise InputError(f"The {name} has a broken code point and is no valid Unicode text.") from None
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"The {name} is no Unicode text: it has half a surrogate pair or bytes that are no UTF-8.")
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         if not ids or all(token == self._unknown_id for token in ids):
             raise InputError(f"The {name} {text[:40]!r} has no token that the tokenizer of this model knows.")
         return ids
@@ -143,8 +142,8 @@ class WindowDetokenizer:
     """Decodes the last few tokens with the tokenizer and gives out what is new, unless it ends inside a character.
 
     The window starts one settled piece back (at first, `context`: the end of the prompt), because a decoder may treat
-    the first token of its input differently, as by stripping a leading space. A character has at most 4 bytes, so 4
-    held tokens are no unfinished character.
+    the first token of its input differently, as by stripping a leading space. A character has at most 4 bytes, so what
+    is unfinished after 4 tokens never becomes one.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
@@ -152,6 +151,7 @@ class WindowDetokenizer:
         self._special = special_ids(tokenizer)
         self._settled = list(context)[-_LONGEST_CHARACTER:]
         self._held: list[int] = []
+        self._unfinished = 0
 
     def feed(self, token: int) -> str:
         """See Detokenizer."""
@@ -159,10 +159,10 @@ class WindowDetokenizer:
             return ""
         self._held.append(token)
         text = self._new_text()
-        if text.endswith(_UNKNOWN) and len(self._held) < _LONGEST_CHARACTER:
+        self._unfinished = self._unfinished + 1 if text.endswith(_UNKNOWN) else 0
+        if not text or 0 < self._unfinished < _LONGEST_CHARACTER:
             return ""
-        if text:
-            self._settled, self._held = self._held, []
+        self._settled, self._held, self._unfinished = self._held, [], 0
         return text
 
     def flush(self) -> str:

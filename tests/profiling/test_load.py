@@ -28,7 +28,9 @@ def test_same_seed_same_requests_and_a_longer_list_only_adds():
 def test_prompts_are_distinct_within_and_across_workloads():
     other = GENERATE.model_copy(update={"name": "h"})
     prompts = [
-        tuple(request["prompt_ids"]) for one in (GENERATE, other) for request in requests(one, 20, vocab_size=64, seed=0)
+        tuple(request["prompt_ids"])
+        for one in (GENERATE, other)
+        for request in requests(one, 20, vocab_size=64, seed=0)
     ]
     assert len(set(prompts)) == 40
 

@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -13,6 +13,8 @@ from slmdeploy.errors import InputError, SpecError
 from slmdeploy.profiling.quality import Candidate, auc, divergence, encode, evaluate, reciprocal_rank
 from slmdeploy.profiling.worker import FakeSession, answer
 
+# No deadline: a busy machine is no failure.
+PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 WORDS = ["<s>", "a", "b", "c", "d", "e", "f", "g"]
 
 
@@ -61,6 +63,7 @@ def run(candidates, data, baseline=None, tokens=1000):
     return evaluate(candidates, data, baseline=baseline, tokens=tokens, seed=0)
 
 
+@PROPERTY
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=12))
 def test_auc_and_mrr_against_brute_force(pairs):
     scores, labels = np.array([score for score, _ in pairs]), np.array([label for _, label in pairs])
@@ -76,7 +79,10 @@ def test_auc_and_mrr_against_brute_force(pairs):
 
 
 def test_divergence_of_known_distributions():
-    p, q = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32)), np.log(np.full((2, 3), 1 / 3, np.float32))
+    p, q = (
+        np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32)),
+        np.log(np.full((2, 3), 1 / 3, np.float32)),
+    )
     kl, same, positions = divergence(p, q)
     assert kl == pytest.approx(float((np.exp(p) * (p - q)).sum()))
     assert (same, positions) == (1, 2)

@@ -1,0 +1,159 @@
+"""A package runs by itself: elsewhere, in a process without torch and slmdeploy, with the results of its build."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slmdeploy.artifacts import open_artifact, writing
+from slmdeploy.errors import CorruptArtifactError, GateError, InputError, OutputExistsError
+from slmdeploy.packaging.archive import pack, unpack
+from slmdeploy.packaging.edge import package
+from slmdeploy.runtime.model import load
+from tests.graphs import write_tiny_graph
+
+BOOTSTRAP = """
+import runpy, sys
+absent = {"torch", "transformers", "onnx", "slmdeploy", *sys.argv[1].split()}
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def isolated(folder: Path, *arguments: str, absent: str = "", cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-c", BOOTSTRAP, absent, str(folder / "run"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", timeout=120, check=False)
+
+
+def write_build(out: Path, result: dict[str, Any], **options: Any) -> Path:
+    with writing(out, kind="build", plan={}, inputs={}) as draft:
+        write_tiny_graph(draft.path, **options)
+        (draft.path / "manifest.json").unlink()
+        (draft.path / "README.md").write_text("a model card")
+        draft.result |= result
+    return out
+
+
+RESULT = {
+    "passed": True,
+    "gates": {"kl": {"passed": True, "value": 0.01, "limit": 0.02}},
+    "quality": {"kl": 0.01234, "sequences": "data"},
+    "speed": {"prefill_ratio": 0.5, "score_ratio": None},
+}
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_build(tmp_path_factory.mktemp("edge") / "build", RESULT)
+
+
+@pytest.fixture(scope="module")
+def packaged(build: Path) -> Path:
+    return package(build, out=build.parent / "package").path
+
+
+def test_an_unpacked_package_does_what_the_build_does_without_torch_and_slmdeploy(
+    build: Path, packaged: Path, tmp_path: Path
+) -> None:
+    elsewhere = unpack(pack(packaged, tmp_path / "p.tar.gz"), tmp_path / "elsewhere")
+    model = load(build)
+    made = isolated(elsewhere, "generate", "def añ(", "--max-new-tokens", "8", "--json", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    expected = model.generate("def añ(", max_new_tokens=8)
+    assert json.loads(made.stdout)["token_ids"] == list(expected.token_ids)
+    assert json.loads(made.stdout)["text"] == expected.text
+    scored = isolated(elsewhere, "score", "--prefix", "p", "one", "two", "--json", cwd=tmp_path)
+    assert json.loads(scored.stdout)["scores"] == pytest.approx(model.score("p", ["one", "two"]), abs=1e-6)
+    verified = isolated(elsewhere, "verify", cwd=tmp_path)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    open_artifact(elsewhere, "package")
+    assert not list(elsewhere.rglob("__pycache__")), "running a package must not change it"
+
+
+def test_run_is_an_executable_of_its_own(packaged: Path, tmp_path: Path) -> None:
+    assert (packaged / "run").read_text().startswith("#!/usr/bin/env python3\n")
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    ended = subprocess.run(
+        [packaged / "run", "verify"], cwd=tmp_path, env={"PATH": path}, capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_missing_requirement_is_one_sentence(packaged: Path, tmp_path: Path) -> None:
+    ended = isolated(packaged, "verify", absent="onnxruntime", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("run: onnxruntime is not installed: python3 -m pip install -r ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_damaged_package_is_exit_code_5_without_a_traceback(packaged: Path, tmp_path: Path) -> None:
+    damaged = unpack(pack(packaged, tmp_path / "p.tar.gz"), tmp_path / "p")
+    with (damaged / "model.onnx.data").open("r+b") as data:
+        data.write(b"\0\1\2\3")
+    for verb in (["verify"], ["generate", "x"]):
+        ended = isolated(damaged, *verb, cwd=tmp_path)
+        assert ended.returncode == 5
+        assert "model.onnx.data has changed" in ended.stderr
+        assert ended.stderr.count("\n") == 1
+
+
+def test_a_package_can_be_loaded_as_a_build_can(packaged: Path) -> None:
+    assert load(packaged).tasks == ("generate", "score")
+
+
+def test_pins_readme_and_lineage(build: Path, packaged: Path) -> None:
+    artifact = open_artifact(packaged, "package")
+    pins = (packaged / "requirements.txt").read_text().splitlines()
+    assert [pin.split("==")[0] for pin in pins] == ["numpy", "onnxruntime", "tokenizers"]
+    assert artifact.plan["requirements"] == dict(pin.split("==") for pin in pins)
+    assert "build" in artifact.inputs
+    readme = (packaged / "README.md").read_text()
+    assert "| kl | 0.01234 | against its own fp32 graph |" in readme
+    assert "| prefill_ratio | 0.5 |" in readme
+    assert "score_ratio" not in readme
+    assert "a model card" not in readme
+    assert "On this machine and no other: system " in readme
+
+
+def test_a_readme_without_figures_has_no_table(tmp_path: Path) -> None:
+    build = write_build(tmp_path / "b", {}, tasks=("generate",))
+    readme = (package(build, out=tmp_path / "p").path / "README.md").read_text()
+    assert "|" not in readme
+    assert "./run score" not in readme
+    assert './run generate "' in readme
+
+
+def test_a_build_outside_its_gate_is_not_shipped(tmp_path: Path) -> None:
+    failed = {"passed": False, "gates": {"kl": {"passed": True}, "speed": {"passed": False}}}
+    build = write_build(tmp_path / "b", failed)
+    with pytest.raises(GateError, match=r"b did not pass its gate \(speed\)"):
+        package(build, out=tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_outputs_inputs_and_kinds_are_checked(build: Path, packaged: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError):
+        package(build, out=packaged)
+    with pytest.raises(InputError, match="is a package, but a build is needed"):
+        package(packaged, out=tmp_path / "p")
+    with pytest.raises(InputError, match="--kind server"):
+        package(build, out=tmp_path / "p", kind="server")
+    with pytest.raises(InputError, match="does not exist"):
+        package(tmp_path / "none", out=tmp_path / "p")
+
+
+def test_a_build_without_a_tokenizer_is_not_shipped(tmp_path: Path) -> None:
+    with writing(tmp_path / "b", kind="build", plan={}, inputs={}) as draft:
+        write_tiny_graph(draft.path)
+        (draft.path / "manifest.json").unlink()
+        (draft.path / "tokenizer.json").unlink()
+    with pytest.raises(CorruptArtifactError, match=r"does not list tokenizer\.json"):
+        package(tmp_path / "b", out=tmp_path / "p")

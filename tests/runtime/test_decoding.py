@@ -1,0 +1,98 @@
+"""The KV cache and the decoder: steps, batches and growth give what one prefill over everything gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slmdeploy.runtime import kv
+from slmdeploy.runtime.bundle import read_runtime
+from slmdeploy.runtime.decoding import Decoder, token_array
+from slmdeploy.runtime.errors import InputError
+from slmdeploy.runtime.kv import KvCache
+from slmdeploy.runtime.model import Model
+
+IDS = [0, 5, 60, 7, 111, 9, 10, 33, 4]
+
+
+def test_steps_equal_a_prefill_over_everything(model: Model) -> None:
+    whole = model.logits(IDS)
+    assert whole.shape == (len(IDS), model.runtime.vocab_size)
+    got = [model.prefill(IDS[:3]), *(model.decode(token) for token in IDS[3:])]
+    assert np.abs(np.array(got) - whole[2:]).max() < 1e-5
+
+
+@pytest.mark.parametrize("length", [1, 7, 64])
+def test_lengths_one_odd_and_the_whole_context(model: Model, length: int) -> None:
+    ids = np.random.default_rng(length).integers(2, 200, length).tolist()
+    assert np.abs(model.prefill(ids) - model.logits(ids)[-1]).max() < 1e-5
+
+
+def test_results_are_the_callers_own(model: Model) -> None:
+    first = model.prefill(IDS)
+    kept = first.copy()
+    model.decode(3)
+    assert (first == kept).all()
+
+
+def test_a_padded_batch_equals_its_rows_and_leaves_the_sequence_alone(model: Model) -> None:
+    rows = [IDS, IDS[:1], IDS[:4]]
+    alone = [model.prefill(row) for row in rows]
+    model.prefill(IDS[:4])
+    together = model.batch_logits(rows)
+    assert np.abs(np.array(together) - np.array(alone)).max() < 1e-5
+    assert np.abs(model.decode(IDS[4]) - model.logits(IDS[:5])[-1]).max() < 1e-5
+
+
+def test_steps_that_outgrow_the_buffers_keep_what_they_hold(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv, "_SMALLEST", 4)
+    decoder = Decoder(tiny, read_runtime(tiny), threads=1)
+    ids = np.array(IDS)
+    decoder.prefill(ids[:3])
+    assert decoder.cache.capacity == 4
+    got = [decoder.step(token).copy() for token in IDS[3:]]
+    assert decoder.cache.capacity == 16
+    assert np.abs(np.array(got) - decoder.logits(ids)[3:]).max() < 1e-5
+
+
+def test_a_prefill_starts_anew(model: Model) -> None:
+    model.prefill([50, 51, 52, 53])
+    again = model.prefill(IDS)
+    assert np.abs(again - model.logits(IDS)[-1]).max() < 1e-5
+
+
+def test_more_than_the_context_is_refused_by_both_numbers(model: Model) -> None:
+    for call in (model.prefill, model.logits):
+        with pytest.raises(InputError, match="65 tokens are needed at once, but the context of this model holds 64"):
+            call([2] * 65)
+    model.prefill([2] * 64)
+    with pytest.raises(InputError, match="65 tokens are needed"):
+        model.decode(2)
+    with pytest.raises(InputError, match="65 tokens"):
+        model.batch_logits([[2], [2] * 65])
+
+
+@pytest.mark.parametrize("ids", [[272], [-1], [3, 10**12]])
+def test_ids_outside_the_vocabulary_are_refused(model: Model, ids: list[int]) -> None:
+    with pytest.raises(InputError, match=f"The token id {ids[-1]} is outside the vocabulary, 0 to 271"):
+        model.prefill(ids)
+
+
+def test_no_ids_and_no_rows_are_refused(model: Model) -> None:
+    with pytest.raises(InputError, match="There are no tokens"):
+        token_array([], 10)
+    with pytest.raises(InputError, match="There are no rows"):
+        model.batch_logits([])
+
+
+def test_a_cache_grows_by_doubling_up_to_the_context(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv, "_SMALLEST", 8)
+    cache = KvCache(read_runtime(tiny))
+    assert [cache.reserve(n) for n in (1, 8, 9, 33, 64, 64)] == [True, False, True, True, True, False]
+    assert cache.capacity == 64
+    assert cache.size_bytes == 2 * (2 + 1) * 64 * 16 * 4
+    cache.advance(10)
+    cache.truncate(4)
+    assert cache.length == 4
+    with pytest.raises(AssertionError, match="behind the end"):
+        cache.advance(61)

@@ -1,0 +1,73 @@
+"""The command line: one sentence and the documented exit code for bad input, JSON for machines, completion."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def slm(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slmdeploy", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("run", "missing.toml", "-o", "OUT"), 2, "missing.toml does not exist"),
+        (("build", "GRAPH", "-o", "OUT", "--profile", "cpu-int9"), 2, "did you mean"),
+        (("build", "nothing", "-o", "OUT", "--profile", "cpu-fp32"), 2, "nothing"),
+        (("verify", "nothing"), 2, "nothing does not exist"),
+        (("generate", "nothing", "hello"), 2, "nothing"),
+        (("select", "nothing", "--budget", "fast"), 2, "is not of the form"),
+        (("profile", "x", "-o", "OUT", "--workload", "generate-32-33"), 2, "did you mean 'generate-32-32'"),
+        (("export", "no-such-folder", "-o", "OUT"), 2, "no-such-folder does not exist"),
+        (("prune", "no-such-folder", "-o", "OUT", "--data", "stdlib"), 2, "no-such-folder does not exist"),
+        (("verify", "DAMAGED"), 5, "manifest.json"),
+        (("frobnicate",), 2, "No such command"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_code(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{")
+    names = {"OUT": str(tmp_path / "out"), "GRAPH": str(damaged), "DAMAGED": str(damaged)}
+    done = slm(*(names.get(a, a) for a in arguments))
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_lists_and_doctor_speak_json() -> None:
+    for verb, key in (("targets", "x86-64-avx512-vnni"), ("profiles", "cpu-int8"), ("doctor", "machine")):
+        done = slm(verb, "--json")
+        assert done.returncode == 0, done.stderr
+        assert key in json.loads(done.stdout.splitlines()[-1])
+        assert slm(verb).stdout
+
+
+def test_version_and_help() -> None:
+    assert slm("--version").stdout.strip() == "0.1.0"
+    text = slm("--help").stdout
+    for verb in ("distill", "prune", "export", "build", "profile", "select", "package", "run", "verify", "doctor"):
+        assert verb in text
+
+
+def test_shell_completion_offers_the_verbs() -> None:
+    done = slm(_PYTHON_M_SLMDEPLOY_COMPLETE="complete_bash", COMP_WORDS="slmdeploy pro", COMP_CWORD="1")
+    script = subprocess.run(
+        [str(Path(sys.executable).with_name("slmdeploy"))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "_SLMDEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": "slmdeploy pro", "COMP_CWORD": "1"},
+    )
+    assert script.stdout.split() == ["profile", "profiles"], (script, done)

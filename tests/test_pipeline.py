@@ -1,0 +1,135 @@
+"""The main job in miniature, from a teacher to a package that was tried; resumed, re-selected, killed and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import slmdeploy
+from slmdeploy import pipeline
+from slmdeploy.errors import InputError
+from tests.worlds import RECIPE, tiny_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = tiny_project(tmp_path_factory.mktemp("project"))
+    pipeline.run(recipe, recipe.parent / "run")
+    return recipe
+
+
+def slm(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slmdeploy", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_a_run_makes_every_artifact_and_tries_the_package(project: Path) -> None:
+    summary = json.loads((project.parent / "run" / "summary.json").read_text())
+    names = [step["name"] for step in summary["steps"]]
+    assert names == [
+        "prune",
+        "distill 1",
+        "distill 2",
+        "export",
+        "build cpu-fp32",
+        "build cpu-int8",
+        "profile",
+        "select",
+        "package",
+    ]
+    assert {row["build"] for row in summary["rows"]} == {"baseline", "cpu-fp32", "cpu-int8"}
+    assert summary["feasible"]
+    assert summary["trial"]["torch_importable"] is False
+    assert len(summary["trial"]["scores"]) == 4
+
+
+def test_a_second_run_does_nothing(project: Path) -> None:
+    again = pipeline.run(project, project.parent / "run")
+    assert all(step.reused for step in again.steps)
+    assert again.feasible
+
+
+def test_a_changed_budget_only_selects_again(project: Path) -> None:
+    other = project.parent / "other.toml"
+    other.write_text(RECIPE.replace("size_bytes <= 1e9", "size_bytes <= 9e8"))
+    outcome = pipeline.run(other, project.parent / "run")
+    assert [step.name for step in outcome.steps if not step.reused] == ["select"]
+
+
+def test_an_infeasible_budget_says_which_constraint_binds_and_exits_with_3(project: Path) -> None:
+    other = project.parent / "infeasible.toml"
+    other.write_text(RECIPE.replace("size_bytes <= 1e9", "size_bytes <= 10"))
+    done = slm("run", other, "-o", project.parent / "run", "--json")
+    assert done.returncode == 3, done.stderr
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["feasible"] is False
+    assert outcome["package"] is None
+    assert "size_bytes" in outcome["selection"]["binding"]
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_verbs_work_alone_on_the_artifacts_of_a_run(project: Path, tmp_path: Path) -> None:
+    run = project.parent / "run"
+    for arguments in (
+        ("build", run / "graph", "-o", tmp_path / "int4", "--profile", "cpu-int4", "--json"),
+        ("profile", run / "builds/cpu-fp32", "-o", tmp_path / "m", "--recipe", project, "--json"),
+        ("select", tmp_path / "m", "--budget", "load_s<=1000", "--objective", "smallest", "--json"),
+        ("package", run / "builds/cpu-int8", "-o", tmp_path / "pkg", "--archive", tmp_path / "pkg.tar.gz", "--json"),
+        ("verify", tmp_path / "pkg.tar.gz", "--json"),
+        ("verify", run / "graph"),
+        ("generate", tmp_path / "pkg", "the box", "--max-new-tokens", "4", "--json"),
+        ("generate", run / "graph", "the box", "--max-new-tokens", "4", "--temperature", "0.8", "--seed", "1"),
+        ("score", tmp_path / "pkg", "--prefix", "the box", " opens is", " time is", "--json"),
+        ("score", run / "builds/cpu-int8", "--prefix", "the box", " opens is", " time is"),
+    ):
+        done = slm(*arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+        if "--json" in arguments:
+            json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_python_api_runs_what_was_made(project: Path) -> None:
+    model = slmdeploy.load(project.parent / "run" / "package")
+    text = model.generate("the box", max_new_tokens=5).text
+    assert "".join(model.stream("the box", max_new_tokens=5)) == text
+    assert len(model.score("the box", [" opens is", " time is"])) == 2
+
+
+def test_kill_9_loses_only_the_stage_it_hits(project: Path, tmp_path: Path) -> None:
+    recipe = tiny_project(tmp_path)
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "slmdeploy", "run", str(recipe), "-o", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(out.glob(".distilled-1.*")):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (out / "distilled-1").exists()
+    outcome = pipeline.run(recipe, out)
+    assert [step.name for step in outcome.steps if step.reused] == ["prune"]
+    assert outcome.feasible
+
+
+def test_what_cannot_work_is_refused_before_any_work(project: Path, tmp_path: Path) -> None:
+    for old, new, said in (
+        ('teacher = "teacher"', 'teacher = "nobody"', "nobody"),
+        ('source = "data"', 'source = "nodata"', "nodata"),
+        ('"cpu-int8"]', '"cpu-int9"]', "did you mean"),
+        ("[candidates]", '[candidates]\ntarget = "nvidia-hopper-sm90"', "nvidia-hopper-sm90"),
+    ):
+        recipe = project.parent / "wrong.toml"
+        recipe.write_text(RECIPE.replace(old, new))
+        with pytest.raises(InputError, match=said):
+            pipeline.run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
