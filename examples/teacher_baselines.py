@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +96,20 @@ def _read(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def main(data: Path) -> None:
-    """Print the figures of both baselines on the test split as one JSON object."""
+def compare(data: Path) -> dict[str, float]:
+    """The figures of both baselines on the test split of the data folder."""
     ranking = _read(data / "score.test.jsonl")
     scores = bm25_scores(ranking)
+    labels = [record["labels"] for record in ranking]
+    ranks = [reciprocal_rank(score, label) for score, label in zip(scores, labels, strict=True)]
     texts = [record["prompt"] + record["completion"] for record in _read(data / "generate.train.jsonl")]
     test = [(record["prompt"], record["completion"]) for record in _read(data / "generate.test.jsonl")]
-    figures = {
-        "bm25_auc": auc(
-            [value for group in scores for value in group], [label for record in ranking for label in record["labels"]]
-        ),
-        "bm25_mrr_at_10": sum(
-            reciprocal_rank(score, record["labels"]) for score, record in zip(scores, ranking, strict=True)
-        )
-        / len(ranking),
-        f"byte_{ORDER}gram_bits_per_byte": ngram_bits_per_byte(texts, test),
+    return {
+        "bm25_auc": auc([*chain(*scores)], [*chain(*labels)]),
+        "bm25_mrr_at_10": sum(ranks) / len(ranks),
+        "ngram_bits_per_byte": ngram_bits_per_byte(texts, test),
     }
-    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    print(json.dumps(compare(Path(sys.argv[1]))))

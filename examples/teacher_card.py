@@ -12,9 +12,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from teacher_baselines import compare
+
 from slmdeploy.profiling.process import WorkerProcess, worker_command
 from slmdeploy.profiling.quality import Candidate, evaluate
-from teacher_baselines import compare
 
 TASKS = ("generate", "score")
 ALL = 10**9
@@ -51,15 +52,15 @@ pipeline_tag: text-generation
 A Llama of 11.0M parameters ({config["num_hidden_layers"]} layers, hidden {config["hidden_size"]}, \
 {config["num_attention_heads"]} query and {config["num_key_value_heads"]} KV heads of {config["head_dim"]}, MLP \
 {config["intermediate_size"]}, tied embeddings, byte-level BPE of {config["vocab_size"]}, context \
-{config["max_position_embeddings"]}), bf16 safetensors, {size / 1e6:.1f} MB. It exists so that `make demo` has something \
-real to compress, offline. It is no use as a programming assistant.
+{config["max_position_embeddings"]}), bf16 safetensors, {size / 1e6:.1f} MB. It exists so that `make demo` has \
+something real to compress, offline. It is no use as a programming assistant.
 
 ## Data
-The source and docstrings of Python {platform.python_version()}'s standard library, read at run time from the interpreter \
-(`slmdeploy/corpus.py`), split by module with a hash of the module's name: 84 % train, 4 % validation, 12 % test. Two \
-tasks: *generate* continues documentation and code; *score* tells whether a symbol's qualified name and signature belong \
-to the first sentence of a docstring, against up to nine symbols of the same package, same module first. None of the text \
-is in this repository. The library is under the PSF licence.
+The source and docstrings of Python {platform.python_version()}'s standard library, read at run time from the \
+interpreter (`slmdeploy/corpus.py`), split by module with a hash of the module's name: 84 % \
+train, 4 % validation, 12 % test. Two tasks: *generate* continues documentation and code; *score* tells whether a symbol's qualified name and signature \
+belong to the first sentence of a docstring, against up to nine symbols of the same package, same module first. \
+None of the text is in this repository. The library is under the PSF licence.
 
 ## Training
     python examples/train_teacher.py --out work/teacher

@@ -79,7 +79,7 @@ class Pieces:
     def __init__(self, data: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         backend = tokenizer.backend_tokenizer
         texts = read(data / "generate.train.jsonl")
-        self.texts = [e.ids + [1] for e in backend.encode_batch([r["prompt"] + r["completion"] for r in texts])]
+        self.texts = [[*e.ids, 1] for e in backend.encode_batch([r["prompt"] + r["completion"] for r in texts])]
         self.pairs = []
         for record in read(data / "score.train.jsonl"):
             prefix = backend.encode(record["prefix"]).ids
@@ -101,13 +101,13 @@ class Pieces:
                 positive = labels.index(1)
                 negatives = [i for i in range(len(items)) if i != positive]
                 for which in [positive, *self.picker.sample(negatives, 2)]:
-                    ids = (prefix + items[which])[: LENGTH - 1] + [self.label_ids[labels[which]]]
+                    ids = [*(prefix + items[which])[: LENGTH - 1], self.label_ids[labels[which]]]
                     text = 1.0 if which == positive else 0.0
                     yield ids, [text] * (len(ids) - 1) + [LABEL_WEIGHT]
 
 
 class Packed(torch.utils.data.IterableDataset):
-    """Rows of LENGTH tokens: half the rows text, half pairs; position_ids restart, so packed pieces do not see each other."""
+    """Rows of LENGTH tokens: half text, half pairs; position_ids restart, so packed pieces do not see each other."""
 
     def __init__(self, pieces: Pieces) -> None:
         self.pieces = pieces

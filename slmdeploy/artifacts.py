@@ -69,7 +69,7 @@ class Draft:
     result: dict[str, Any] = field(default_factory=dict)
 
 
-class _UpToDate(Exception):
+class _UpToDate(Exception):  # noqa: N818 - a signal between two functions of this file, not an error
     """Leaves a verb at its first write, when what it would make is there already."""
 
     def __init__(self, artifact: Artifact) -> None:
@@ -197,7 +197,9 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"{out} cannot be written: the disk is full; free space and run again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise ResourceError(f"{out} cannot be written: {error.strerror}; choose a place you may write to") from error
+            raise ResourceError(
+                f"{out} cannot be written: {error.strerror}; choose a place you may write to"
+            ) from error
         raise
 
 

@@ -253,7 +253,9 @@ def build(
     graph: Annotated[Path, typer.Argument(help="Graph folder made by export.")],
     output: Out,
     profile: Annotated[str, typer.Option("--profile", help="Shipped name or a .toml file.")],
-    target: Annotated[str | None, typer.Option("--target", help="Shipped name or .toml; default: this machine.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Shipped name or .toml; default: this machine.")
+    ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Data folder for the quality gate.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 when a gate fails.")] = False,
     force: Force = False,
@@ -477,7 +479,9 @@ def version(show: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Efficient small language models: from a teacher checkpoint to a verified package that meets a budget."""
 

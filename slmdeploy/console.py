@@ -41,7 +41,7 @@ _SHOWN = {
 
 
 class BarProgress:
-    """The Progress protocol as one rich bar on stderr: share, rate, time left. One line per piece when not a terminal."""
+    """The Progress protocol as one rich bar on stderr: share, rate, time left; silent when not a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -156,7 +156,9 @@ def print_outcome(outcome: Outcome) -> None:
     """The end of a run: the table, the choice with its reasons, and the package with what its trial printed."""
     chosen = outcome.selection.chosen if outcome.selection else None
     out_console().print(measurement_table(outcome.rows, chosen))
-    print("baseline: the teacher in torch, fp32, eager; ×: ratio to it. Gates compare a build with its own fp32 graph.\n")
+    print(
+        "baseline: the teacher in torch, fp32, eager; ×: ratio to it. Gates compare a build with its own fp32 graph.\n"
+    )
     if outcome.selection:
         print_selection(outcome.selection)
     if outcome.package and outcome.trial:

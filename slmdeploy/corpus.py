@@ -167,7 +167,11 @@ def write(folder: Path) -> dict[str, object]:
 
 def prepare(out: Path, force: bool = False) -> Artifact:
     """The data artifact at ``out``, made from the running Python's library."""
-    plan = {"source": "python standard library", "python": platform.python_version(), "splits": "sha256 of the module name"}
+    plan = {
+        "source": "python standard library",
+        "python": platform.python_version(),
+        "splits": "sha256 of the module name",
+    }
     with writing(out, kind="data", plan=plan, inputs={}, force=force) as draft:
         draft.result = write(draft.path)
     return open_artifact(out, "data")

@@ -153,8 +153,8 @@ def _target(spec: Recipe) -> Target:
     if matched is None or target.name != matched.name:
         here = matched.name if matched else "none"
         raise InputError(
-            f"candidates.target = {target.name!r}, but this machine matches {here!r}: builds can only be measured where "
-            "they run"
+            f"candidates.target = {target.name!r}, but this machine matches {here!r}: builds can only be measured "
+            "where they run"
         )
     return target
 
@@ -174,7 +174,9 @@ def _compress(spec: Recipe, teacher: Path, data: Path, folder: Path, steps: _Ste
         student = steps.do("prune", lambda: _prune(spec, teacher, data, folder / "pruned", bar)).path
     for number, stage in enumerate(spec.distill, start=1):
         before, out = student, folder / f"distilled-{number}"
-        student = steps.do(f"distill {number}", lambda s=stage, b=before, o=out: _distill(teacher, b, s, data, o, bar)).path
+        student = steps.do(
+            f"distill {number}", lambda s=stage, b=before, o=out: _distill(teacher, b, s, data, o, bar)
+        ).path
     return student
 
 

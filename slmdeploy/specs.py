@@ -152,9 +152,7 @@ def _generate(prompt: int, new: int, scenario: Literal["single-stream", "offline
 
 def _score(prefix: int, items: int, length: int, scenario: Literal["single-stream", "offline"]) -> Workload:
     name = f"score-{prefix}-{items}x{length}" + ("-offline" if scenario == "offline" else "")
-    return Workload(
-        name=name, task="score", scenario=scenario, prefix_tokens=prefix, items=items, item_tokens=length
-    )
+    return Workload(name=name, task="score", scenario=scenario, prefix_tokens=prefix, items=items, item_tokens=length)
 
 
 WORKLOADS = {
@@ -310,7 +308,9 @@ def _explain(error: ValidationError, spec: type[Spec]) -> str:
     if first["type"] == "missing":
         return f"the key {key!r} is missing"
     reason = first["msg"].removeprefix("Value error, ")
-    where = f"{key} = {first['input']!r}: " if key and not isinstance(first["input"], dict) else f"{key}: " if key else ""
+    where = (
+        f"{key} = {first['input']!r}: " if key and not isinstance(first["input"], dict) else f"{key}: " if key else ""
+    )
     return f"{where}{reason[:1].lower()}{reason[1:]}"
 
 

@@ -35,5 +35,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "made": f"{artifact.manifest['created']} by slmdeploy {artifact.manifest['slmdeploy']}",
         "inputs": {name: entry["digest"] for name, entry in artifact.inputs.items()},
     }
-    proofs = {name: artifact.result[name] for name in ("parity", "gates", "quality", "speed") if name in artifact.result}
+    proofs = {
+        name: artifact.result[name] for name in ("parity", "gates", "quality", "speed") if name in artifact.result
+    }
     return facts | proofs

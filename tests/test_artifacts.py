@@ -15,7 +15,9 @@ from slmdeploy import artifacts
 from slmdeploy.errors import CorruptArtifactError, InputError, OutputExistsError, ResourceError
 
 
-def make(out: Path, text: str = "hello", *, plan: dict[str, object] | None = None, force: bool = False) -> artifacts.Artifact:
+def make(
+    out: Path, text: str = "hello", *, plan: dict[str, object] | None = None, force: bool = False
+) -> artifacts.Artifact:
     with artifacts.writing(out, kind="data", plan=plan or {}, inputs={}, force=force) as draft:
         (draft.path / "a.txt").write_text(text)
         draft.result["length"] = len(text)
@@ -30,12 +32,13 @@ def test_written_whole_and_read_back(tmp_path: Path) -> None:
 
 
 def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ZeroDivisionError),
-        artifacts.writing(tmp_path / "out", kind="data", plan={}, inputs={}) as draft,
-    ):
-        (draft.path / "a.txt").write_text("half")
-        raise ZeroDivisionError
+    def fail() -> None:
+        with artifacts.writing(tmp_path / "out", kind="data", plan={}, inputs={}) as draft:
+            (draft.path / "a.txt").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -32,9 +32,7 @@ def slm(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
         (("frobnicate",), 2, "No such command"),
     ],
 )
-def test_bad_input_is_one_sentence_and_a_code(
-    tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
-) -> None:
+def test_bad_input_is_one_sentence_and_a_code(tmp_path: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "manifest.json").write_text("{")

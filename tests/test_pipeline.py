@@ -80,13 +80,13 @@ def test_the_verbs_work_alone_on_the_artifacts_of_a_run(project: Path, tmp_path:
         ("build", run / "graph", "-o", tmp_path / "int4", "--profile", "cpu-int4", "--json"),
         ("profile", run / "builds/cpu-fp32", "-o", tmp_path / "m", "--recipe", project, "--json"),
         ("select", tmp_path / "m", "--budget", "load_s<=1000", "--objective", "smallest", "--json"),
-        ("package", run / "builds/cpu-int8", "-o", tmp_path / "pkg", "--archive", tmp_path / "pkg.tar.gz", "--json"),
+        ("package", run / "builds/cpu-fp32", "-o", tmp_path / "pkg", "--archive", tmp_path / "pkg.tar.gz", "--json"),
         ("verify", tmp_path / "pkg.tar.gz", "--json"),
         ("verify", run / "graph"),
         ("generate", tmp_path / "pkg", "the box", "--max-new-tokens", "4", "--json"),
         ("generate", run / "graph", "the box", "--max-new-tokens", "4", "--temperature", "0.8", "--seed", "1"),
         ("score", tmp_path / "pkg", "--prefix", "the box", " opens is", " time is", "--json"),
-        ("score", run / "builds/cpu-int8", "--prefix", "the box", " opens is", " time is"),
+        ("score", run / "builds/cpu-fp32", "--prefix", "the box", " opens is", " time is"),
     ):
         done = slm(*arguments)
         assert done.returncode == 0, (arguments, done.stderr)

@@ -83,9 +83,7 @@ def test_every_shipped_file_is_valid_and_carries_its_own_name() -> None:
 
 
 def test_a_figure_without_a_source_is_refused(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, 'name="x"\nsummary="x"\nkind="cpu"\nengines=["onnxruntime"]\nmemory_bytes=1\n'
-    )
+    path = write(tmp_path, 'name="x"\nsummary="x"\nkind="cpu"\nengines=["onnxruntime"]\nmemory_bytes=1\n')
     with pytest.raises(SpecError, match=r"sources\.memory_bytes is missing"):
         specs.load_target(str(path))
 

@@ -1,4 +1,4 @@
-"""A whole project in miniature for tests: a random teacher of 2 layers, a tokenizer trained on a few lines, data, a recipe."""
+"""A whole project in miniature for tests: a random teacher of 2 layers, a tokenizer of few words, data, a recipe."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,8 @@ constraints = ["size_bytes <= 1e9"]
 objective = "smallest"
 """
 
-WORDS = "the box opens a list of items and returns one value for each key in order of time".split()
+TEXT = "the box opens a list of items and returns one value for each key in order of time"
+WORDS = TEXT.split(" ")
 
 
 def tiny_teacher(folder: Path) -> Path:
@@ -62,7 +63,7 @@ def tiny_teacher(folder: Path) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(WORDS), "x yes", "x no"] * 4, trainer)
+    tokenizer.train_from_iterator([TEXT, "x yes", "x no"] * 4, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -80,9 +81,9 @@ def tiny_teacher(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>").save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(folder)
     return folder
 
 
@@ -95,7 +96,9 @@ def tiny_data(folder: Path) -> Path:
             words = [WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(24)]
             texts.append({"prompt": " ".join(words[:8]), "completion": " " + " ".join(words[8:])})
             items = [f" {words[j]} {words[j + 1]} is" for j in range(4)]
-            scores.append({"prefix": " ".join(words[:5]), "items": items, "labels": [int(j == i % 4) for j in range(4)]})
+            scores.append(
+                {"prefix": " ".join(words[:5]), "items": items, "labels": [int(j == i % 4) for j in range(4)]}
+            )
         for task, records in (("generate", texts), ("score", scores)):
             (folder / f"{task}.{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return folder

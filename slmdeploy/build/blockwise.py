@@ -16,7 +16,7 @@ from slmdeploy.build.rewriting import MICROSOFT, Replacement
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-_SHRINKS = np.linspace(1.0, 0.7, 16, dtype=np.float32)
+_SHRINKS = np.linspace(1.0, 0.62, 16, dtype=np.float32)
 _REFITS = 2
 
 
@@ -62,10 +62,13 @@ def _pack(codes: Bytes, bits: int) -> Bytes:
 
 
 def _fit_symmetric(grouped: Floats, bits: int) -> tuple[Floats, Floats]:
-    """Scales whose sign puts the block's extreme value on the longer, negative side of the range, and the middle."""
+    """Scales whose sign puts the block's extreme value on the longer, negative side of the range, and the middle.
+
+    The first candidate is plain rounding (extreme at -7 of -8..7), so the search is never worse than that.
+    """
     middle = np.full(grouped.shape[:2], 2 ** (bits - 1), np.float32)
     extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    first = _nonzero(-extreme / 2 ** (bits - 1))
+    first = _nonzero(-extreme / (2 ** (bits - 1) - 1))
     return _search(grouped, [(first * shrink, middle) for shrink in _shrinks(bits)], bits)
 
 

@@ -152,6 +152,7 @@ class Distiller(Trainer):
         self.compute_dtype = torch.bfloat16 if stage.dtype == "bf16" else torch.float32
         self.latest: dict[str, float] = {}
         self.sampled_batches = 0
+        self.batch = (-1, 0)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Muon with AdamW when the stage asks for it, else the Trainer's AdamW."""
@@ -163,7 +164,7 @@ class Distiller(Trainer):
 
     def compute_loss(self, model: Any, inputs: Row, *args: Any, **kwargs: Any) -> Tensor:
         """The mean over rows of their weighted loss; stops the stage at a loss that is not finite."""
-        inputs = self._maybe_on_policy(inputs)
+        inputs = self._maybe_on_policy(inputs, self._chance())
         parts = self.measure(model, inputs)
         rows = len(inputs["input_ids"])
         loss = parts.total / rows
@@ -212,41 +213,47 @@ class Distiller(Trainer):
             sums["ce"] += parts.ce.item()
         return {name: value / len(rows) for name, value in sums.items()}
 
-    def _maybe_on_policy(self, inputs: Row) -> Row:
+    def _chance(self) -> random.Random:
+        """The source of this batch's draws: the same when a resumed stage comes to the same batch again."""
+        step = self.state.global_step
+        self.batch = (step, self.batch[1] + 1) if self.batch[0] == step else (step, 0)
+        return random.Random(f"{self.stage.seed}:{self.batch[0]}:{self.batch[1]}")
+
+    def _maybe_on_policy(self, inputs: Row, chance: random.Random) -> Row:
         """With the stage's probability, replace the rows of text by what the student writes after prompts."""
-        if not self.prompts or torch.rand(()).item() >= self.stage.on_policy:
+        if chance.random() >= self.stage.on_policy:
             return inputs
         places = inputs["is_text"].nonzero()[:, 0]
         if len(places) == 0:
             return inputs
         self.sampled_batches += 1
-        fresh = self._sample_rows(len(places))
+        fresh = self._sample_rows(len(places), chance)
         return {
             name: value.index_copy(0, places, fresh[name].to(value.device)) if name in fresh else value
             for name, value in inputs.items()
         }
 
     @torch.no_grad()
-    def _sample_rows(self, count: int) -> Row:
+    def _sample_rows(self, count: int, chance: random.Random) -> Row:
         """``count`` packed rows of prompt and sampled response; the responses alone count."""
         model = self.accelerator.unwrap_model(self.model)
-        chosen = self._choose_prompts(count)
+        chosen = self._choose_prompts(count, chance)
         flat = [prompt for row in chosen for prompt in row]
         model.eval()
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), torch.random.fork_rng():
+            torch.manual_seed(chance.getrandbits(63))
             answers = sample(model, flat, self.stage)
         model.train()
         remaining = iter(answers)
         packed = [_pack([(p, next(remaining)) for p in row], self.stage.length) for row in chosen]
         return {name: torch.stack([row[name] for row in packed]) for name in packed[0]}
 
-    def _choose_prompts(self, count: int) -> list[list[list[int]]]:
-        """As many prompts per row as fit with their responses, the same ones again when a step is done again."""
-        picker = random.Random(f"{self.stage.seed}:{self.state.global_step}:{self.sampled_batches}")
+    def _choose_prompts(self, count: int, chance: random.Random) -> list[list[list[int]]]:
+        """For each row as many prompts as fit with their responses."""
         filled: list[list[list[int]]] = []
         for _ in range(count):
             room, row = self.stage.length, []
-            while len(prompt := picker.choice(self.prompts)) + self.stage.response_tokens <= room:
+            while len(prompt := chance.choice(self.prompts)) + self.stage.response_tokens <= room:
                 row.append(prompt)
                 room -= len(prompt) + self.stage.response_tokens
             filled.append(row)

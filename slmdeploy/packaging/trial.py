@@ -32,7 +32,10 @@ def try_package(package: Path, data: Path) -> dict[str, Any]:
         archive, links = Path(place) / "package.tar.gz", Path(place) / "links"
         pack(package, archive)
         device = _Device(unpack(archive, Path(place) / "device"), _link_requirements(links))
-        found: dict[str, Any] = {"torch_importable": device.can_import("torch"), "archive_bytes": archive.stat().st_size}
+        found: dict[str, Any] = {
+            "torch_importable": device.can_import("torch"),
+            "archive_bytes": archive.stat().st_size,
+        }
         device.run("verify")
         if "generate" in tasks:
             record = _first(data / "generate.test.jsonl")
@@ -44,8 +47,8 @@ def try_package(package: Path, data: Path) -> dict[str, Any]:
             found["scores"] = json.loads(reply.splitlines()[-1])["scores"]
             found["best item"] = record["items"][found["scores"].index(max(found["scores"]))]
     found["summary"] = (
-        f"unpacked elsewhere, verified, and ran {' and '.join(tasks)} in fresh processes with {', '.join(REQUIREMENTS)} "
-        f"alone (torch {'can' if found['torch_importable'] else 'cannot'} be imported there)"
+        f"unpacked elsewhere, verified, and ran {' and '.join(tasks)} in fresh processes with "
+        f"{', '.join(REQUIREMENTS)} alone (torch {'can' if found['torch_importable'] else 'cannot'} be imported there)"
     )
     return found
 

@@ -214,7 +214,7 @@ def read_runtime(path: Path | str) -> RuntimeConfig:
     session.finish()
     fields.finish()
     if ("score" in config.tasks) != (config.score is not None):
-        fields.refuse("score", "an object exactly when tasks has \"score\"")
+        fields.refuse("score", 'an object exactly when tasks has "score"')
     return config
 
 

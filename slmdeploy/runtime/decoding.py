@@ -2,7 +2,7 @@
 
 Knows nothing of text, sampling or stopping. The step is what counts: the token's buffer, the KV buffers and the row of
 logits are bound once; a step writes one integer, binds the attention mask that is one longer (a ready OrtValue over one
-shared array of ones), runs, and the caller reads the row where it is. That is about 2 µs of Python beside the graph.
+shared array of ones), runs, and the caller reads the row where it is: 3–4 µs of Python per greedy token in all.
 A batch is one prefill without a past, because ONNX Runtime refuses several tokens behind a past when the batch is > 1.
 """
 
@@ -131,4 +131,3 @@ class Decoder:
             binding.set_output(present, value)
         binding.run()
         return list(logits)
-

@@ -81,9 +81,7 @@ def token_stream(decoder: Decoder, prompt: npt.NDArray[np.int64], settings: Sett
     return _token_loop(decoder, prompt, count, settings)
 
 
-def _token_loop(
-    decoder: Decoder, prompt: npt.NDArray[np.int64], count: int, settings: Settings
-) -> Iterator[int]:
+def _token_loop(decoder: Decoder, prompt: npt.NDArray[np.int64], count: int, settings: Settings) -> Iterator[int]:
     end_ids = () if settings.ignore_eos else decoder.config.eos_token_ids
     pick, step = Sampler(settings, prompt.tolist()).pick, decoder.step
     decoder.reserve(prompt.size + count)

@@ -1,9 +1,9 @@
 """ONNX Runtime sessions as this project runs them: options, load errors, interface check, bindings without copies.
 
-Knows tensors by name and shape, nothing of tokens or sampling. What the options are for: spinning threads are worth
-20 % of decode where the cores are ours (docs/architecture.md), memory patterns are off because every step has another
-attention mask shape and ONNX Runtime would plan and keep one pattern for each. A graph that does not load, or whose
-inputs and outputs are not those that runtime.json calls for, is a CorruptArtifactError; nothing is guessed.
+Knows tensors by name and shape, nothing of tokens or sampling. What the options are for: without spinning threads
+decode is 20 % slower where the cores are ours; memory patterns are off because every step has another attention mask
+shape, and ONNX Runtime would plan and keep one pattern for each. A graph that does not load, or whose inputs and
+outputs are not those that runtime.json calls for, is a CorruptArtifactError; nothing is guessed.
 """
 
 from collections.abc import Mapping
@@ -77,8 +77,10 @@ def check_interface(
     for name, heads in zip(past, (heads for heads in config.kv_heads for _ in range(2)), strict=True):
         shape = found_inputs[name].shape
         if len(shape) != 4 or shape[1] not in (heads, None) or shape[3] not in (config.head_dim, None):
-            raise CorruptArtifactError(f"{path}: {name} has shape {shape}, not [batch, {heads}, length, "
-                                       f"{config.head_dim}] as runtime.json says; rebuild it.")
+            raise CorruptArtifactError(
+                f"{path}: {name} has shape {shape}, not [batch, {heads}, length, "
+                f"{config.head_dim}] as runtime.json says; rebuild it."
+            )
 
 
 def kv_names(layers: int) -> tuple[list[str], list[str]]:
