@@ -1,16 +1,21 @@
 """Train the embedded default's teacher: a Llama of 11M parameters over the standard library, from nothing, on a CPU.
 
     python examples/train_teacher.py --out work/teacher
+    python examples/train_teacher.py --out work/teacher --phase rank
 
-Writes an ordinary checkpoint folder (config, bf16 safetensors, tokenizer), the training log and held-out metrics beside
-simple baselines. Deterministic for one seed, machine, thread count and Python version up to the wall-clock budget: the
-number of steps is fixed by --steps, and the log records it. Two tasks share every batch: packed text, and query-symbol
-pairs that end in a label word. Linear layers inside the blocks train with Muon, everything else with AdamW.
+Writes an ordinary checkpoint folder (config, bf16 safetensors, tokenizer) and the training log. Phase *read* learns text
+and, in the other half of every batch, query-symbol pairs that end in a label word. Phase *rank* goes on from it with
+three quarters pairs, counts only their label words, and adds made-up queries: the shuffled words of a symbol's own
+name among words of other queries, so that matching words is learned from every symbol, documented or not. Linear layers
+inside the blocks train with Muon, everything else with AdamW. One seed, machine, thread count and Python version give one
+model. The held-out figures are teacher_card.py's.
 """
 
 import argparse
+import ast
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,18 +78,60 @@ def new_model(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def made_up_records(data: Path, seed: int) -> list[dict[str, Any]]:
+    """A score record for every function and class of the training modules, its query made from its own name."""
+    picker = random.Random(seed)
+    fillers = [word for r in read(data / "score.train.jsonl") for word in r["prefix"].split()[1:]]
+    records = []
+    for module, text in corpus.sources(corpus.library_root()):
+        if corpus.split_of(module) != "train":
+            continue
+        signatures = sorted(set(all_signatures(module, text)))
+        for signature in signatures if len(signatures) > 4 else []:
+            words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", signature.split("(")[0].rsplit(".", 1)[-1])
+            words = [word.lower() for word in words if picker.random() < 0.8] or [signature.split(".")[-1]]
+            words += picker.sample(fillers, picker.randint(1, 8))
+            picker.shuffle(words)
+            negatives = picker.sample([s for s in signatures if s != signature], min(9, len(signatures) - 1))
+            candidates = [signature, *negatives]
+            records.append(
+                {
+                    "prefix": f"query: {' '.join(words).capitalize()}{picker.choice(('.', ''))}\n",
+                    "items": [f"symbol: {candidate}\nrelevant:" for candidate in candidates],
+                    "labels": [1] + [0] * len(negatives),
+                }
+            )
+    return records
+
+
+def all_signatures(module: str, text: str) -> Iterator[str]:
+    """Qualified name and arguments of every function and class, in the form of slmdeploy.corpus."""
+
+    def walk(node: ast.AST, prefix: str) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                arguments = "" if isinstance(child, ast.ClassDef) else f"({ast.unparse(child.args)})"
+                yield f"{prefix}.{child.name}{arguments}"[:120]
+                yield from walk(child, f"{prefix}.{child.name}")
+
+    yield from walk(ast.parse(text), module)
+
+
 class Pieces:
     """Token pieces of both tasks: (ids, loss weights), each starting with BOS and counted from position 0."""
 
-    def __init__(self, data: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    def __init__(self, data: Path, tokenizer: PreTrainedTokenizerFast, seed: int, rank: bool) -> None:
+        self.rank = rank
         backend = tokenizer.backend_tokenizer
         texts = read(data / "generate.train.jsonl")
         self.texts = [[*e.ids, 1] for e in backend.encode_batch([r["prompt"] + r["completion"] for r in texts])]
-        self.pairs = []
-        for record in read(data / "score.train.jsonl"):
-            prefix = backend.encode(record["prefix"]).ids
+
+        def encoded(record: dict[str, Any]) -> tuple[list[int], list[list[int]], list[int]]:
             items = [e.ids for e in backend.encode_batch(record["items"], add_special_tokens=False)]
-            self.pairs.append((prefix, items, record["labels"]))
+            return backend.encode(record["prefix"]).ids, items, record["labels"]
+
+        self.pairs = [encoded(record) for record in read(data / "score.train.jsonl")]
+        self.made_up = [encoded(record) for record in made_up_records(data, seed)] if rank else []
         self.label_ids = [backend.encode(word, add_special_tokens=False).ids[0] for word in corpus.SCORE_LABELS]
         self.picker = random.Random(seed)
 
@@ -96,18 +143,18 @@ class Pieces:
 
     def pair_stream(self) -> Iterator[tuple[list[int], list[float]]]:
         while True:
-            for index in self.picker.sample(range(len(self.pairs)), len(self.pairs)):
-                prefix, items, labels = self.pairs[index]
+            extra = self.picker.sample(self.made_up, len(self.pairs)) if self.rank else []
+            for prefix, items, labels in self.picker.sample(self.pairs + extra, len(self.pairs + extra)):
                 positive = labels.index(1)
                 negatives = [i for i in range(len(items)) if i != positive]
-                for which in [positive, *self.picker.sample(negatives, 2)]:
+                for which in [positive, *self.picker.sample(negatives, min(len(negatives), 3 if self.rank else 2))]:
                     ids = [*(prefix + items[which])[: LENGTH - 1], self.label_ids[labels[which]]]
-                    text = 1.0 if which == positive else 0.0
+                    text = 1.0 if which == positive and not self.rank else 0.0
                     yield ids, [text] * (len(ids) - 1) + [LABEL_WEIGHT]
 
 
 class Packed(torch.utils.data.IterableDataset):
-    """Rows of LENGTH tokens: half text, half pairs; position_ids restart, so packed pieces do not see each other."""
+    """Rows of LENGTH tokens, text or pairs; position_ids restart, so packed pieces do not see each other."""
 
     def __init__(self, pieces: Pieces) -> None:
         self.pieces = pieces
@@ -116,7 +163,8 @@ class Packed(torch.utils.data.IterableDataset):
         streams = [self.pieces.text_stream(), self.pieces.pair_stream()]
         pending: list[tuple[list[int], list[float]] | None] = [None, None]
         while True:
-            for side, stream in enumerate(streams):
+            for side in (0, 1, 1, 1) if self.pieces.rank else (0, 1):
+                stream = streams[side]
                 row, weights, positions = [], [], []
                 while True:
                     piece = pending[side] or next(stream)
@@ -174,11 +222,11 @@ class WeightedTrainer(Trainer):
         return (losses * weights).sum() / weights.sum()
 
 
-def schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over 4 steps (Muon needs no more), flat, then linear to nothing over the last 45 %."""
+def schedule(optimizer: torch.optim.Optimizer, steps: int, decay: float) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up over 4 steps (Muon needs no more), flat, then linear to nothing over the last ``decay``."""
 
     def factor(step: int) -> float:
-        return min(1.0, (step + 1) / 4, (steps - step) / (0.45 * steps))
+        return min(1.0, (step + 1) / 4, (steps - step) / (decay * steps))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -186,7 +234,8 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--phase", choices=("read", "rank"), default="read")
+    parser.add_argument("--steps", type=int, help="default: 1500 to read, 900 to rank")
     parser.add_argument("--batch", type=int, default=8, help="rows of 512 tokens per step")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--resume", action="store_true")
@@ -195,12 +244,14 @@ def main() -> None:
     data.mkdir(parents=True, exist_ok=True)
     print(json.dumps(corpus.write(data)))
     tokenizer = train_tokenizer(data)
-    model = new_model(options.seed)
+    rank, checkpoint = options.phase == "rank", options.out / "checkpoint"
+    steps = options.steps or (900 if rank else 1500)
+    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32) if rank else new_model(options.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    optimizer = TwoOptimizers(model, lr=3e-3, muon_lr=0.02)
+    optimizer = TwoOptimizers(model, lr=1.5e-3 if rank else 3e-3, muon_lr=0.01 if rank else 0.02)
     arguments = TrainingArguments(
-        output_dir=str(options.out / "trainer"),
-        max_steps=options.steps,
+        output_dir=str(options.out / options.phase),
+        max_steps=steps,
         per_device_train_batch_size=options.batch,
         bf16=True,
         use_cpu=True,
@@ -213,19 +264,19 @@ def main() -> None:
         seed=options.seed,
         disable_tqdm=True,
     )
-    dataset = Packed(Pieces(data, tokenizer, options.seed))
+    dataset = Packed(Pieces(data, tokenizer, options.seed, rank))
     trainer = WeightedTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        optimizers=(optimizer, schedule(optimizer, options.steps)),
+        optimizers=(optimizer, schedule(optimizer, steps, 0.9 if rank else 0.45)),
     )
     trainer.train(resume_from_checkpoint=options.resume or None)
-    checkpoint = options.out / "checkpoint"
     model.to(torch.bfloat16).save_pretrained(checkpoint)
     tokenizer.save_pretrained(checkpoint)
-    history = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-    (checkpoint / "training_log.jsonl").write_text(history)
+    history = "".join(json.dumps({"phase": options.phase} | entry) + "\n" for entry in trainer.state.log_history)
+    log = checkpoint / "training_log.jsonl"
+    log.write_text((log.read_text() if rank else "") + history)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ order of things and no arithmetic: that is in w8a8.py, blockwise.py and gate.py.
 """
 
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, pro
     return {
         "passed": all(gate["passed"] for gate in gates.values()),
         "gates": gates,
-        "quality": asdict(quality) | {"sequences": origin},
+        "quality": quality.recorded() | {"sequences": origin},
         "speed": speed,
         "parts": {name: describe(form) for name, form in bench.plan.items() if form.scheme != "fp32"},
         "kept": bench.kept,
@@ -131,7 +131,7 @@ def _as_it_is(profile: Profile) -> dict[str, Any]:
     return {
         "passed": True,
         "gates": judge(quality, profile.gate),
-        "quality": asdict(quality) | {"sequences": "none: the graph is unchanged"},
+        "quality": quality.recorded() | {"sequences": "none: the graph is unchanged"},
         "speed": None,
         "parts": {},
         "kept": [],

@@ -7,6 +7,7 @@ they answer (logits, generated ids, scores), so tests use fakes.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class Quality:
     top1_agreement: float
     ppl_ratio: float
     positions: int
+
+    def recorded(self) -> dict[str, float | None]:
+        """As a manifest holds it."""
+        return {name: finite(value) for name, value in vars(self).items()}
 
 
 def log_softmax(logits: Floats) -> Floats:
@@ -145,7 +150,12 @@ def speed_gate(reference: Model, candidate: Model) -> tuple[dict[str, float | No
 
 
 def _gate(passed: bool, value: float, limit: float) -> dict[str, Any]:
-    return {"passed": bool(passed), "value": value, "limit": limit}
+    return {"passed": bool(passed), "value": finite(value), "limit": limit}
+
+
+def finite(value: float) -> float | None:
+    """``value``, or None where JSON has no way to write it: a build that computes NaN is recorded too, as failed."""
+    return value if math.isfinite(value) else None
 
 
 def _phases(model: Model) -> dict[str, float]:

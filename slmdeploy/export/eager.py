@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from slmdeploy.checkpoint import Weights, label_token_ids, resolve_checkpoint
+from slmdeploy.checkpoint import LABELS, Weights, label_token_ids, resolve_checkpoint
 from slmdeploy.errors import InputError, SlmdeployError
 from slmdeploy.export.spec import check_tensors, read_spec
 from slmdeploy.profiling.worker import error_reply, serve
@@ -31,8 +31,8 @@ Floats = NDArray[np.float32]
 class EagerModel:
     """A torch model as a session of the profiler and as the reference of the parity ladder."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, labels: tuple[str, str] = LABELS) -> None:
+        self.checkpoint, self.labels = checkpoint, labels
         self.spec = read_spec(checkpoint)
         check_tensors(self.spec, Weights(checkpoint))  # transformers would fill a missing tensor with random numbers
         self.model = _load(checkpoint)
@@ -41,7 +41,7 @@ class EagerModel:
     @cached_property
     def label_ids(self) -> list[int]:
         """The tokens whose logits `score_ids` gives; found on first use, as generating needs no labels."""
-        return list(label_token_ids(self.checkpoint))
+        return list(label_token_ids(self.checkpoint, self.labels))
 
     @torch.inference_mode()
     def logits(self, input_ids: Sequence[int]) -> Floats:
@@ -141,12 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="slmdeploy.export.eager", description="serve a checkpoint run by torch")
     parser.add_argument("checkpoint", help="a checkpoint folder or a Hugging Face id")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    parser.add_argument("--label", action="append", default=[], help="the label words, given twice: for 0, for 1")
     options = parser.parse_args(arguments)
+    if len(options.label) not in (0, 2):
+        parser.error("--label is given twice or not at all")
     if options.threads:
         torch.set_num_threads(options.threads)
     started = time.perf_counter()
     try:
-        model = EagerModel(resolve_checkpoint(options.checkpoint))
+        labels = (options.label[0], options.label[1]) if options.label else LABELS
+        model = EagerModel(resolve_checkpoint(options.checkpoint), labels)
     except SlmdeployError as error:
         print(json.dumps(error_reply(error)), flush=True)
         return

@@ -33,10 +33,14 @@ class Client(Protocol):
         """The reply to one op."""
 
 
-def worker_command(path: Path, *, threads: int, baseline: bool) -> list[str]:
-    """The command that serves ``path``: a build by the runtime, the baseline checkpoint by torch in eager mode."""
+def worker_command(path: Path, *, threads: int, baseline: bool, labels: Sequence[str] = ()) -> list[str]:
+    """The command that serves ``path``: a build by the runtime, the baseline checkpoint by torch in eager mode.
+
+    ``labels`` are the label words of the baseline's scores, its own default when empty; a build knows its own.
+    """
     module = "slmdeploy.export.eager" if baseline else "slmdeploy.profiling.worker"
-    return [sys.executable, "-m", module, str(path), "--threads", str(threads)]
+    command = [sys.executable, "-m", module, str(path), "--threads", str(threads)]
+    return [*command, *(f"--label={label}" for label in labels)] if baseline else command
 
 
 class WorkerProcess:

@@ -43,6 +43,7 @@ class Candidate:
     max_length: int
     tokenizer: Path
     facts: dict[str, Any]
+    labels: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, measure.Interval] = field(default_factory=dict)
     workloads: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -185,7 +186,8 @@ def _build(name: str, path: Path) -> Candidate:
         "passed": artifact.result.get("passed", True),
         "speed": artifact.result.get("speed"),
     }
-    return Candidate(name, path, "candidate", runtime.tasks, runtime.max_length, path / "tokenizer.json", facts)
+    labels = runtime.score.labels if runtime.score else ()
+    return Candidate(name, path, "candidate", runtime.tasks, runtime.max_length, path / "tokenizer.json", facts, labels)
 
 
 def _baseline(path: Path) -> Candidate:
@@ -220,11 +222,14 @@ def _run(
     plan: Mapping[str, Any],
     progress: Progress,
 ) -> None:
+    labels = next((candidate.labels for candidate in candidates if candidate.labels), ())
     with ExitStack() as stack:
         workers = {}
         progress.start("load", len(candidates), "builds")
         for candidate in candidates:
-            command = worker_command(candidate.path, threads=threads, baseline=candidate.role == "baseline")
+            command = worker_command(
+                candidate.path, threads=threads, baseline=candidate.role == "baseline", labels=labels
+            )
             worker = stack.enter_context(WorkerProcess(candidate.name, command, threads=threads))
             candidate.hello = {key: value for key, value in worker.hello.items() if key != "ready"}
             candidate.metrics["load_s"] = candidate.hello["load_s"] + first_answers_s(worker, workloads)

@@ -1,13 +1,17 @@
-"""The smallest graphs that the quantisers can work on: one or two linear layers, or one table, and a way to run them."""
+"""The smallest things that building can work on: one or two linear layers, one table, or a decoder in its folder."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
 from slmdeploy.build.rewriting import MICROSOFT
+from tests.graphs import write_manifest, write_tiny_graph
 
 Array = NDArray[np.generic]
 
@@ -61,3 +65,27 @@ def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 def relative_error(found: Array, exact: Array) -> float:
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
+
+def write_graph(folder: Path, *, tied: bool = False, **sizes: Any) -> Path:
+    """A graph folder as export writes it: the tiny decoder with its head's input named, so that it can be scored."""
+    write_tiny_graph(folder, kind="graph", **sizes)
+    for file in (folder / "model.onnx", folder / "score.onnx"):
+        if not file.is_file():
+            continue
+        model = onnx.load(file, load_external_data=False)
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    names[i] = "model.norm.output" if name == "asked" else name
+        file.write_bytes(model.SerializeToString())
+    if tied:
+        model = onnx.load(folder / "model.onnx")
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        head = onnx.numpy_helper.to_array(tensors["lm_head.weight"]).T.copy()
+        tensors["model.embed_tokens.weight"].CopyFrom(onnx.numpy_helper.from_array(head, "model.embed_tokens.weight"))
+        (folder / "model.onnx.data").unlink()
+        onnx.save_model(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data",
+                        size_threshold=256)  # fmt: skip
+    write_manifest(folder, kind="graph")
+    return folder

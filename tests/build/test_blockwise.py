@@ -1,4 +1,4 @@
-"""blockwise.py: codes against numpy, layouts against ONNX Runtime, and that the search is better than plain rounding."""
+"""blockwise.py: codes against numpy, layouts against ONNX Runtime, and the search against plain rounding."""
 
 import numpy as np
 import pytest
@@ -13,9 +13,7 @@ LIMITS = {8: 0.01, 4: 0.11}
 
 
 def form(bits: int, block: int, symmetric: bool = True) -> Weights:
-    return Weights.model_validate(
-        {"scheme": "weight-only", "bits": bits, "block_size": block, "symmetric": symmetric}
-    )
+    return Weights.model_validate({"scheme": "weight-only", "bits": bits, "block_size": block, "symmetric": symmetric})
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.float32]:

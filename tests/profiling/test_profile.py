@@ -70,7 +70,7 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(
         verb,
         "worker_command",
-        lambda path, threads, baseline: [sys.executable, str(tmp_path / "worker.py"), str(path)],
+        lambda path, threads, baseline, labels: [sys.executable, str(tmp_path / "worker.py"), str(path)],
     )
     teacher = tmp_path / "teacher"
     teacher.mkdir()

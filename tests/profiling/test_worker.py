@@ -160,3 +160,9 @@ def test_a_build_and_the_baseline_run_with_the_same_threads(tmp_path):
     build, baseline = (worker_command(tmp_path, threads=3, baseline=value) for value in (False, True))
     assert build[:3] == [sys.executable, "-m", "slmdeploy.profiling.worker"]
     assert build[3:] == baseline[3:] == [str(tmp_path), "--threads", "3"]
+
+
+def test_the_baseline_is_told_the_label_words_and_a_build_knows_its_own(tmp_path):
+    told = [worker_command(tmp_path, threads=1, baseline=value, labels=(" b", " a")) for value in (True, False)]
+    assert told[0][-2:] == ["--label= b", "--label= a"]
+    assert told[1][-1] == "1"

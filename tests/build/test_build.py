@@ -1,0 +1,175 @@
+"""build.py: every shipped profile end to end on a tiny decoder, parts kept more precise, and all the refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slmdeploy.artifacts import open_artifact
+from slmdeploy.build import build as verb
+from slmdeploy.build.build import build
+from slmdeploy.errors import CorruptArtifactError, GateError, InputError, OutputExistsError
+from slmdeploy.runtime.model import load
+from slmdeploy.specs import Profile, Target, list_profiles, load_profile
+from tests.build.small import write_graph
+from tests.graphs import write_manifest
+
+EVERYTHING = Target.model_validate(
+    {
+        "name": "able",
+        "summary": "s",
+        "kind": "cpu",
+        "engines": ["onnxruntime"],
+        "isa": ["avx2", "avx512f", "avx512_vnni", "asimddp"],
+    }
+)
+SPEED = {"prefill_ratio": 0.5, "decode_ratio": 0.5, "score_ratio": 0.5}
+IDS = [0, 5, 9, 33, 100]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_graph(tmp_path_factory.mktemp("build") / "graph")
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny decoder is slower quantised, and a timing would be noise: the speed gate has tests of its own."""
+    monkeypatch.setattr(verb, "speed_gate", lambda own, found: (SPEED, {"passed": True, "value": 0.5, "limit": 1.0}))
+    monkeypatch.setattr("slmdeploy.build.gate._TOKENS", 512)
+
+
+def profile(weights: dict[str, Any], **tables: Any) -> Profile:
+    base = {"name": "mine", "summary": "s", "engine": "onnxruntime", "session": {"threads": 1, "spinning": False}}
+    return Profile.model_validate(base | {"weights": weights} | tables)
+
+
+INT4 = {"scheme": "weight-only", "bits": 4, "block_size": 32}
+LENIENT = {"max_kl": 10.0, "min_top1": 0.0, "max_ppl_ratio": 10.0}
+
+
+@pytest.mark.parametrize("shipped", list_profiles(), ids=lambda shipped: shipped.name)
+def test_a_shipped_profile_gives_a_build_that_runs_and_is_near_its_graph(
+    graph: Path, tmp_path: Path, shipped: Profile
+) -> None:
+    artifact = build(graph, profile=shipped, target=EVERYTHING, out=tmp_path / "out")
+    assert artifact.kind == "build"
+    assert artifact.plan["target"] == "able"
+    assert set(artifact.result) == {"passed", "gates", "quality", "speed", "parts", "kept"}
+    found, reference = load(artifact.path, threads=1), load(graph, threads=1)
+    exact, scores = reference.logits(IDS), reference.score_ids(IDS, [[7, 8], [9]])
+    limit = {"cpu-fp32": 1e-6, "cpu-int4": 0.3}.get(shipped.name, 0.05) * np.abs(exact).max()
+    np.testing.assert_allclose(found.logits(IDS), exact, atol=limit)
+    np.testing.assert_allclose(found.score_ids(IDS, [[7, 8], [9]]), scores, atol=limit)
+    runtime = json.loads((artifact.path / "runtime.json").read_text())
+    assert runtime["session"] == shipped.session.model_dump()
+    assert runtime["tasks"] == ["generate", "score"]
+
+
+def test_the_result_says_what_was_done_and_how_good_it_is(graph: Path, tmp_path: Path) -> None:
+    result = build(graph, profile=profile(INT4, gate=LENIENT), out=tmp_path / "out").result
+    assert result["passed"]
+    assert result["parts"]["model.layers.1.mlp.down_proj"] == "int4 block 32"
+    assert "lm_head" not in result["parts"]
+    assert result["kept"] == []
+    assert result["speed"] == SPEED
+    assert result["quality"]["sequences"] == "self-generated"
+    assert 0 < result["quality"]["kl"] < 0.2
+    assert set(result["gates"]) == {"kl", "top1_agreement", "ppl_ratio", "speed"}
+    assert result["gates"]["kl"] == {"passed": True, "value": result["quality"]["kl"], "limit": 10.0}
+
+
+def test_the_graph_as_it_is_needs_no_measurement(graph: Path, tmp_path: Path) -> None:
+    result = build(graph, profile=profile({"scheme": "fp32"}), out=tmp_path / "out").result
+    assert result["passed"]
+    assert result["parts"] == {}
+    assert result["speed"] is None
+    assert result["quality"]["kl"] == 0
+
+
+def test_data_is_used_and_is_part_of_the_content_key(graph: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "generate.valid.jsonl").write_text('{"prompt": "abc", "completion": "def"}\n')
+    wanted = profile(INT4, gate=LENIENT)
+    with_data = build(graph, profile=wanted, out=tmp_path / "with", data=tmp_path / "data")
+    without = build(graph, profile=wanted, out=tmp_path / "without")
+    assert with_data.result["quality"]["sequences"] == "validation split"
+    assert with_data.content_key != without.content_key
+
+
+def test_a_table_that_spends_too_much_by_itself_is_kept_and_named(graph: Path, tmp_path: Path) -> None:
+    coarse = {"bits": 4, "block_size": 128}
+    wanted = profile({"scheme": "w8a8", "bits": 8}, embedding=coarse, head=coarse, gate=LENIENT | {"max_kl": 1e-3})
+    result = build(graph, profile=wanted, out=tmp_path / "out").result
+    kept = {entry["part"]: entry for entry in result["kept"]}
+    assert {"model.embed_tokens", "lm_head"} <= set(kept)
+    assert kept["lm_head"]["wanted"] == "int4 block 128"
+    assert kept["lm_head"]["form"] == "int8 block 128"
+    assert kept["lm_head"]["kl_alone"] > 0.5e-3
+    assert "exceeds 0.0005" in kept["lm_head"]["reason"]
+    assert result["parts"]["lm_head"] == "int8 block 128"
+
+
+def test_sensitive_layers_are_raised_in_order_until_a_quarter_and_the_build_is_reported(
+    graph: Path, tmp_path: Path
+) -> None:
+    result = build(graph, profile=profile(INT4, gate=LENIENT | {"max_kl": 1e-9}), out=tmp_path / "out").result
+    assert not result["passed"]
+    assert not result["gates"]["kl"]["passed"]
+    assert [entry["form"] for entry in result["kept"]] == ["int8 block 32"] * 2  # a quarter of eight layers
+    alone = [entry["kl_alone"] for entry in result["kept"]]
+    assert alone == sorted(alone, reverse=True)
+    assert open_artifact(tmp_path / "out", "build").result["passed"] is False
+
+
+def test_raising_layers_stops_as_soon_as_the_gate_passes(graph: Path, tmp_path: Path) -> None:
+    free = build(graph, profile=profile(INT4, gate=LENIENT), out=tmp_path / "free").result["quality"]["kl"]
+    limits = LENIENT | {"max_kl": free * 0.999}
+    result = build(graph, profile=profile(INT4, gate=limits), out=tmp_path / "out").result
+    assert result["passed"]
+    assert len(result["kept"]) == 1
+    assert result["quality"]["kl"] < free
+
+
+def test_a_missing_instruction_set_is_refused_before_any_work(graph: Path, tmp_path: Path) -> None:
+    poor = EVERYTHING.model_copy(update={"isa": ("avx2",)})
+    with pytest.raises(InputError, match="avx512_vnni"):
+        build(graph, profile=load_profile("cpu-int8"), target=poor, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_exists_is_refused(graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError):
+        build(graph, profile=profile({"scheme": "fp32"}), out=tmp_path)
+
+
+def test_only_a_graph_can_be_built(graph: Path, tmp_path: Path) -> None:
+    fp32 = profile({"scheme": "fp32"})
+    made = build(graph, profile=fp32, out=tmp_path / "out")
+    with pytest.raises(InputError, match="is a build, but a graph is needed"):
+        build(made.path, profile=fp32, out=tmp_path / "again")
+    with pytest.raises(InputError, match="does not exist"):
+        build(tmp_path / "nowhere", profile=fp32, out=tmp_path / "again")
+
+
+@pytest.mark.parametrize("rehash", [False, True], ids=["changed", "never whole"])
+def test_a_corrupt_graph_is_refused_and_leaves_nothing(tmp_path: Path, rehash: bool) -> None:
+    broken = write_graph(tmp_path / "graph", layers=1)
+    (broken / "model.onnx").write_bytes((broken / "model.onnx").read_bytes()[:-40])
+    if rehash:
+        write_manifest(broken, kind="graph")
+    with pytest.raises(CorruptArtifactError, match=r"model\.onnx"):
+        build(broken, profile=profile(INT4), out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["graph"]
+
+
+def test_an_invalid_result_is_never_shipped(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(model: Any, plan: Any) -> None:
+        next(node for node in model.graph if node.name == "lm_head").op_type = "NoSuchOperator"
+
+    monkeypatch.setattr(verb, "quantize", spoil)
+    with pytest.raises(GateError, match="gives no valid graph, so nothing is written"):
+        build(graph, profile=profile(INT4), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
