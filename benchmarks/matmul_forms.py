@@ -1,4 +1,4 @@
-"""Which form of quantised matrix multiplication is fastest here: the measurement behind slmdeploy/build/w8a8.py.
+"""Which form of quantised matrix multiplication is fastest here: the measurement behind slmdeploy/building/w8a8.py.
 
 Each form is a chain of layers K -> N -> K -> ... in a graph of its own, timed in interleaved rounds (A, B, C, A, ...),
 so that a noisy neighbour hits all forms alike; the figure is the lower quartile. Random weights: speed only, plus each
@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from slmdeploy.build.blockwise import quantize_rows
-from slmdeploy.build.w8a8 import quantize_columns
+from slmdeploy.building.blockwise import quantize_rows
+from slmdeploy.building.w8a8 import quantize_columns
 
 MICROSOFT = "com.microsoft"
 Form = Callable[["Chain", ir.Value, np.ndarray], ir.Value]

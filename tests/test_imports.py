@@ -161,7 +161,7 @@ PLANTED = [
     ("runtime/kv.py", "from ..specs import Target", "points up"),
     ("runtime/kv.py", "import pydantic", "ground floor imports only"),
     ("profiling/worker.py", "import torch", "only the torch side"),
-    ("compress/plan.py", "from torch import nn", "only the torch side"),
+    ("specs.py", "from torch import nn", "only the torch side"),
     ("packaging/edge.py", "import onnx_ir", "does not declare"),
     ("building/build.py", "import scipy.optimize", "does not declare"),
     ("cellar.py", "import json", "no place in the house"),

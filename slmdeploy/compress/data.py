@@ -214,9 +214,7 @@ def _text_pieces(source: Source, texts: Texts, length: int, records: list[dict[s
             texts.tally.dropped += 1
 
 
-def _encode_texts(
-    source: Source, texts: Texts, records: list[dict[str, Any]]
-) -> Iterator[tuple[list[int], list[int]]]:
+def _encode_texts(source: Source, texts: Texts, records: list[dict[str, Any]]) -> Iterator[tuple[list[int], list[int]]]:
     """Prompt ids (BOS first) and answer ids (end of text last) of each record; of a text record the prompt is BOS."""
     plain = "text" in records[0]
     prompts = [""] * len(records) if plain else _strings(source, records, "prompt")

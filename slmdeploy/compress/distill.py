@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from slmdeploy.artifacts import Artifact, content_key, open_artifact, refuse_existing, writing
+from slmdeploy.artifacts import Artifact, content_key, open_artifact, writing
 from slmdeploy.checkpoint import LABELS, Weights, read_config, resolve_checkpoint, tokenizer_file
-from slmdeploy.compress.plan import DistillStage
+from slmdeploy.specs import DistillStage
 from slmdeploy.errors import InputError
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
@@ -40,9 +40,6 @@ def distill(
     other, unfit data, and a loss that is not finite.
     """
     require("build", "torch", "transformers", "accelerate", "datasets")
-    from slmdeploy.compress.stage import StageRun
-
-    refuse_existing(out, force)
     teacher_path, student_path = resolve_checkpoint(teacher), resolve_checkpoint(student)
     _check_fit(teacher_path, student_path)
     plan = {"verb": "distill", "stage": stage.model_dump(mode="json"), "labels": list(labels)}
@@ -52,6 +49,8 @@ def distill(
     else:
         plan["data"] = str(data)
     with writing(out, kind="checkpoint", plan=plan, inputs=inputs, force=force) as draft:
+        from slmdeploy.compress.stage import StageRun  # brings torch, which a finished stage need not wait for
+
         work = _work_folder(out, content_key("checkpoint", plan, inputs))
         run = StageRun(teacher_path, student_path, data, stage, labels, work, progress or SILENT)
         draft.result.update(run.train(_last_whole(work)))

@@ -8,7 +8,7 @@ its manifest. Knows nothing of distillation, which is what makes a pruned model 
 from pathlib import Path
 from typing import Any, Literal
 
-from slmdeploy.artifacts import Artifact, open_artifact, refuse_existing, writing
+from slmdeploy.artifacts import Artifact, open_artifact, writing
 from slmdeploy.checkpoint import read_config, resolve_checkpoint
 from slmdeploy.errors import InputError, UnsupportedModelError
 from slmdeploy.extras import require
@@ -42,7 +42,6 @@ def prune(
     UnsupportedModelError for a family that is not Llama.
     """
     require("build", "torch", "transformers", "datasets")
-    refuse_existing(out, force)
     path = resolve_checkpoint(checkpoint)
     kept = kept_counts(path, ratio=ratio, attention_ratio=attention_ratio, tile=tile)
     if method not in METHODS:
@@ -63,9 +62,9 @@ def prune(
         inputs["data"] = Path(data)
     else:
         plan["data"] = str(data)
-    from slmdeploy.compress.pruning import prune_checkpoint  # brings torch, which the checks above need not
-
     with writing(out, kind="checkpoint", plan=plan, inputs=inputs, force=force) as draft:
+        from slmdeploy.compress.pruning import prune_checkpoint  # brings torch, which the checks above need not
+
         draft.result.update(
             prune_checkpoint(
                 path,

@@ -64,9 +64,7 @@ def prune_checkpoint(
     }
 
 
-def calibration_rows(
-    checkpoint: Path, config: Any, data: Path | str, tokens: int, seed: int
-) -> tuple[Tensor, Tensor]:
+def calibration_rows(checkpoint: Path, config: Any, data: Path | str, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     """Packed input_ids and position_ids [rows, length] of the training split; of both kinds if it has both."""
     length = min(LENGTH, config.max_position_embeddings)
     sources = open_sources(data, "train")

@@ -13,7 +13,7 @@ import torch
 
 from slmdeploy.compress import loading
 from slmdeploy.compress.data import Kind, Source, Texts, make_texts, mixed_rows, open_sources, prompts
-from slmdeploy.compress.plan import DistillStage
+from slmdeploy.specs import DistillStage
 from slmdeploy.compress.training import Distiller, Row, Rows, Teacher
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress

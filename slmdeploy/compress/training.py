@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from slmdeploy.compress.losses import LossParts, Objective, Positions, chunked_loss
-from slmdeploy.compress.plan import DistillStage
+from slmdeploy.specs import DistillStage
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress
 

@@ -38,7 +38,7 @@ def worker_command(path: Path, *, threads: int, baseline: bool, labels: Sequence
 
     ``labels`` are the label words of the baseline's scores, its own default when empty; a build knows its own.
     """
-    module = "slmdeploy.export.eager" if baseline else "slmdeploy.profiling.worker"
+    module = "slmdeploy.exporting.eager" if baseline else "slmdeploy.profiling.worker"
     command = [sys.executable, "-m", module, str(path), "--threads", str(threads)]
     return [*command, *(f"--label={label}" for label in labels)] if baseline else command
 

@@ -116,7 +116,9 @@ def test_packed_logits_equal_separate_ones(teacher: Path, caplog: pytest.LogCapt
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randint(2, 200, (n,), generator=generator).tolist() for n in (1, 9, 20, 14)]
     texts = make_texts(teacher, (), LABELS, False)
-    stream = iter([Piece(part, [False] + [True] * (len(part) - 1)) for part in parts] + [Piece([5] * 64, [True] * 64)] * 2)
+    stream = iter(
+        [Piece(part, [False] + [True] * (len(part) - 1)) for part in parts] + [Piece([5] * 64, [True] * 64)] * 2
+    )
     row = next(rows(stream, texts, 64))
     with torch.no_grad():
         packed = model(input_ids=row["input_ids"][None], position_ids=row["position_ids"][None], use_cache=False).logits
@@ -125,7 +127,9 @@ def test_packed_logits_equal_separate_ones(teacher: Path, caplog: pytest.LogCapt
 
 
 def test_prompts_keep_their_ends(tmp_path: Path, teacher: Path) -> None:
-    (source,) = open_sources(lines(tmp_path / "d.jsonl", {"prompt": "a" * 50, "completion": "b"}, GENERATE), "train").values()
+    (source,) = open_sources(
+        lines(tmp_path / "d.jsonl", {"prompt": "a" * 50, "completion": "b"}, GENERATE), "train"
+    ).values()
     texts = make_texts(teacher, (1,), LABELS, False)
     found = prompts(source, texts, length=10, count=9, seed=0)
     assert len(found) == 2

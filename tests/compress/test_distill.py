@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slmdeploy.artifacts import Artifact
 from slmdeploy.compress.distill import _last_whole, distill
-from slmdeploy.compress.plan import DistillStage, distill_stage
+from slmdeploy.specs import DistillStage, distill_stage
 from slmdeploy.compress.training import Distiller
 from slmdeploy.errors import InputError, OutputExistsError, SpecError, UnsupportedModelError
 
@@ -122,7 +122,7 @@ def test_kill_9_loses_only_what_came_after_the_last_checkpoint(
     out, fields = tmp_path / "out", {"steps": 400, "save_steps": 5}
     code = (
         "import json, sys; from pathlib import Path; from slmdeploy.compress.distill import distill;"
-        "from slmdeploy.compress.plan import distill_stage; t, s, d, o, f = sys.argv[1:];"
+        "from slmdeploy.specs import distill_stage; t, s, d, o, f = sys.argv[1:];"
         "distill(Path(t), Path(s), out=Path(o), data=Path(d), stage=distill_stage(**json.loads(f)))"
     )
     command = [sys.executable, "-c", code, *map(str, (teacher, student, data, out)), json.dumps({**SMALL, **fields})]

@@ -110,6 +110,8 @@ def test_logits_of_all_positions_never_exist(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 2 * vocabulary)
     compare = losses._compare
     monkeypatch.setattr(losses, "_compare", lambda *a: seen.append(tuple(a[0].shape)) or compare(*a))
-    positions = Positions(logits(0, rows, 4), logits(1, rows, 4), torch.zeros(rows, dtype=torch.int64), torch.ones(rows))
+    positions = Positions(
+        logits(0, rows, 4), logits(1, rows, 4), torch.zeros(rows, dtype=torch.int64), torch.ones(rows)
+    )
     chunked_loss(positions, logits(2, vocabulary, 4), logits(3, vocabulary, 4), Objective(), torch.float64)
     assert seen == [(2, vocabulary)] * 6

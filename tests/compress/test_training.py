@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
-from slmdeploy.compress.plan import DistillStage
+from slmdeploy.specs import DistillStage
 from slmdeploy.compress.training import ADAMW_SHARE, MuonAdamW, _pack, _until, sample
 
 
@@ -19,9 +19,7 @@ def load(path: Path) -> Any:
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest(student: Path) -> None:
     model = load(student)
     optimizer = MuonAdamW(model, 0.02)
-    muon, adamw = (
-        {id(p) for group in part.param_groups for p in group["params"]} for part in optimizer.parts
-    )
+    muon, adamw = ({id(p) for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
     for name, parameter in model.named_parameters():
         expected = muon if parameter.ndim == 2 and "layers." in name else adamw
         assert id(parameter) in expected, name

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from slmdeploy.build.scoring_graph import read_label_rows, write_score_graph
+from slmdeploy.building.scoring_graph import read_label_rows, write_score_graph
 from slmdeploy.errors import CorruptArtifactError, GateError, InputError
 from slmdeploy.runtime.bundle import MANIFEST, read_runtime
 from slmdeploy.runtime.model import Model

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from slmdeploy.build.rewriting import MICROSOFT, Replacement
+from slmdeploy.building.rewriting import MICROSOFT, Replacement
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

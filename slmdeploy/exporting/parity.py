@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from slmdeploy.build.ladder import Rung, climb
+from slmdeploy.building.ladder import Rung, climb
 from slmdeploy.errors import GateError
-from slmdeploy.export.eager import EagerModel
+from slmdeploy.exporting.eager import EagerModel
 from slmdeploy.progress import Progress
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.model import Model

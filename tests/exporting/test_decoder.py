@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from slmdeploy.export.decoder import build_decoder
-from slmdeploy.export.spec import DecoderSpec, LayerSpec, Rope
-from tests.export.checkpoints import FakeWeights
+from slmdeploy.exporting.decoder import build_decoder
+from slmdeploy.exporting.spec import DecoderSpec, LayerSpec, Rope
+from tests.exporting.checkpoints import FakeWeights
 
 SPEC = DecoderSpec(
     hidden=64,

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from slmdeploy.checkpoint import Weights
 from slmdeploy.errors import InputError, UnsupportedModelError
-from slmdeploy.export.spec import DecoderSpec, LayerSpec, Rope, check_tensors, read_spec
+from slmdeploy.exporting.spec import DecoderSpec, LayerSpec, Rope, check_tensors, read_spec
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -16,11 +16,11 @@ from slmdeploy.errors import (
     ResourceError,
     UnsupportedModelError,
 )
-from slmdeploy.export import parity
-from slmdeploy.export.eager import EagerModel
-from slmdeploy.export.export import export
+from slmdeploy.exporting import parity
+from slmdeploy.exporting.eager import EagerModel
+from slmdeploy.exporting.export import export
 from slmdeploy.runtime.model import load
-from tests.export.checkpoints import write_checkpoint
+from tests.exporting.checkpoints import write_checkpoint
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slmdeploy.build.blockwise import Blocks, quantize_rows
-from slmdeploy.build.quantize import quantize
+from slmdeploy.building.blockwise import Blocks, quantize_rows
+from slmdeploy.building.quantize import quantize
 from slmdeploy.specs import Weights
-from tests.build.small import Array, embedding, linear, normal, relative_error, run
+from tests.building.small import Array, embedding, linear, normal, relative_error, run
 
 LIMITS = {8: 0.01, 4: 0.11}
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmdeploy.artifacts import Artifact, open_artifact, refuse_existing, writing
-from slmdeploy.build.gate import Comparison, Quality, judge, sequences_for, speed_gate
-from slmdeploy.build.onnxruntime import check_requirements, open_build, open_folder, read_model, write_folder
-from slmdeploy.build.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
+from slmdeploy.artifacts import Artifact, open_artifact, writing
+from slmdeploy.building.gate import Comparison, Quality, judge, sequences_for, speed_gate
+from slmdeploy.building.onnxruntime import check_requirements, open_build, open_folder, read_model, write_folder
+from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Profile, Target, Weights
@@ -47,7 +47,6 @@ def build(
     no valid model.
     """
     check_requirements(profile, target)
-    refuse_existing(out, force)
     open_artifact(graph, "graph")
     plan = {"profile": profile.model_dump(mode="json"), "target": target.name if target else None}
     inputs = {"graph": graph} | ({"data": data} if data else {})

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from slmdeploy.checkpoint import Weights
-from slmdeploy.export.dialect import OrtDialect
-from slmdeploy.export.rope import rope_tables
-from slmdeploy.export.spec import DecoderSpec, LayerSpec
+from slmdeploy.exporting.dialect import OrtDialect
+from slmdeploy.exporting.rope import rope_tables
+from slmdeploy.exporting.spec import DecoderSpec, LayerSpec
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slmdeploy.export.spec import DecoderSpec
+from slmdeploy.exporting.spec import DecoderSpec
 from tests.graphs import tiny_tokenizer
 
 TINY: dict[str, Any] = {

@@ -25,7 +25,7 @@ from slmdeploy.checkpoint import (
     resolve_checkpoint,
 )
 from slmdeploy.errors import InputError
-from slmdeploy.export.spec import DecoderSpec, check_tensors, read_spec
+from slmdeploy.exporting.spec import DecoderSpec, check_tensors, read_spec
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
 
@@ -94,8 +94,8 @@ def _write_graphs(
 ) -> None:
     import onnx_ir as ir
 
-    from slmdeploy.build.scoring_graph import write_score_graph
-    from slmdeploy.export.decoder import build_decoder
+    from slmdeploy.building.scoring_graph import write_score_graph
+    from slmdeploy.exporting.decoder import build_decoder
 
     model, path = build_decoder(spec, weights), folder / "model.onnx"
     progress.start("write graph", len(model.graph.initializers), "tensors")
@@ -108,7 +108,7 @@ def _write_graphs(
 
 def _prove(checkpoint: Path, folder: Path, progress: Progress) -> dict[str, Any]:
     """The manifest's record of parity; raises GateError when it fails."""
-    from slmdeploy.export import parity
+    from slmdeploy.exporting import parity
 
     rungs = parity.measure(checkpoint, folder, progress)
     parity.require_passed(rungs, checkpoint)

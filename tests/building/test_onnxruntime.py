@@ -7,11 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from slmdeploy.build import onnxruntime as engine
-from slmdeploy.build.quantize import quantize
+from slmdeploy.building import onnxruntime as engine
+from slmdeploy.building.quantize import quantize
 from slmdeploy.errors import CorruptArtifactError, InputError
 from slmdeploy.specs import Profile, Target, Weights
-from tests.build.small import constant, linear, normal, write_graph
+from tests.building.small import constant, linear, normal, write_graph
 
 VNNI = Profile.model_validate(
     {

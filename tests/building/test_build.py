@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from slmdeploy.artifacts import open_artifact
-from slmdeploy.build import build as verb
-from slmdeploy.build.build import build
+from slmdeploy.building import build as verb
+from slmdeploy.building.build import build
 from slmdeploy.errors import CorruptArtifactError, GateError, InputError, OutputExistsError
 from slmdeploy.runtime.model import load
 from slmdeploy.specs import Profile, Target, list_profiles, load_profile
-from tests.build.small import write_graph
+from tests.building.small import write_graph
 from tests.graphs import write_manifest
 
 EVERYTHING = Target.model_validate(
@@ -38,7 +38,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny decoder is slower quantised, and a timing would be noise: the speed gate has tests of its own."""
     monkeypatch.setattr(verb, "speed_gate", lambda own, found: (SPEED, {"passed": True, "value": 0.5, "limit": 1.0}))
-    monkeypatch.setattr("slmdeploy.build.gate._TOKENS", 512)
+    monkeypatch.setattr("slmdeploy.building.gate._TOKENS", 512)
 
 
 def profile(weights: dict[str, Any], **tables: Any) -> Profile:

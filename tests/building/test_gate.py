@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slmdeploy.build import gate
-from slmdeploy.build.gate import Comparison, Quality, judge, quality_gate, sequences_for, speed_gate
-from slmdeploy.build.onnxruntime import open_folder
+from slmdeploy.building import gate
+from slmdeploy.building.gate import Comparison, Quality, judge, quality_gate, sequences_for, speed_gate
+from slmdeploy.building.onnxruntime import open_folder
 from slmdeploy.errors import InputError, SpecError
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Gate
-from tests.build.small import write_graph
+from tests.building.small import write_graph
 
 HALVES, QUARTER = np.log([[0.5, 0.5]]).astype(np.float32), np.log([[0.25, 0.75]]).astype(np.float32)
 LIMITS = Gate(max_kl=0.1, min_top1=0.9, max_ppl_ratio=1.1)

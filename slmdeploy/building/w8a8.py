@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from slmdeploy.build.rewriting import MICROSOFT, Replacement
+from slmdeploy.building.rewriting import MICROSOFT, Replacement
 
 _LEVELS = 127
 _ZERO_POINT = np.uint8(128)

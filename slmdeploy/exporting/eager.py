@@ -2,7 +2,7 @@
 
 It is meant to be as fast as plain torch honestly is: the KV cache is used, only the logits that are needed are
 computed, and candidates are scored as one batch behind a prefix that is computed once. Serves the profiler as `python
--m slmdeploy.export.eager CKPT --threads N` through the same loop as a build (profiling/worker.py), so the two sides
+-m slmdeploy.exporting.eager CKPT --threads N` through the same loop as a build (profiling/worker.py), so the two sides
 differ in nothing but the engine. No torch.compile, no quantisation: those would be other baselines.
 """
 
@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from slmdeploy.checkpoint import LABELS, Weights, label_token_ids, resolve_checkpoint
 from slmdeploy.errors import InputError, SlmdeployError
-from slmdeploy.export.spec import check_tensors, read_spec
+from slmdeploy.exporting.spec import check_tensors, read_spec
 from slmdeploy.profiling.worker import error_reply, serve
 
 Floats = NDArray[np.float32]
@@ -138,7 +138,7 @@ def _numpy(tensor: torch.Tensor) -> Floats:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Load a checkpoint and serve it to the profiler on stdin and stdout."""
-    parser = argparse.ArgumentParser(prog="slmdeploy.export.eager", description="serve a checkpoint run by torch")
+    parser = argparse.ArgumentParser(prog="slmdeploy.exporting.eager", description="serve a checkpoint run by torch")
     parser.add_argument("checkpoint", help="a checkpoint folder or a Hugging Face id")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     parser.add_argument("--label", action="append", default=[], help="the label words, given twice: for 0, for 1")

@@ -7,10 +7,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from slmdeploy.build.quantize import describe, higher, parts, plan_for, quantize
+from slmdeploy.building.quantize import describe, higher, parts, plan_for, quantize
 from slmdeploy.errors import InputError, SpecError
 from slmdeploy.specs import Profile, Weights, load_profile
-from tests.build.small import constant, embedding, linear, model_of, normal, run
+from tests.building.small import constant, embedding, linear, model_of, normal, run
 from tests.graphs import write_tiny_graph
 
 

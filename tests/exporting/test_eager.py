@@ -9,9 +9,9 @@ import torch
 
 from slmdeploy.checkpoint import label_token_ids
 from slmdeploy.errors import InputError, UnsupportedModelError
-from slmdeploy.export import eager
-from slmdeploy.export.eager import EagerModel
-from tests.export.checkpoints import TINY, write_checkpoint
+from slmdeploy.exporting import eager
+from slmdeploy.exporting.eager import EagerModel
+from tests.exporting.checkpoints import TINY, write_checkpoint
 
 PROMPT = [0, 7, 31, 8]
 

@@ -4,10 +4,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from slmdeploy.build.quantize import quantize
-from slmdeploy.build.w8a8 import quantize_columns
+from slmdeploy.building.quantize import quantize
+from slmdeploy.building.w8a8 import quantize_columns
 from slmdeploy.specs import Weights
-from tests.build.small import Array, linear, normal, relative_error, run
+from tests.building.small import Array, linear, normal, relative_error, run
 
 W8A8 = Weights(scheme="w8a8", bits=8)
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from slmdeploy.build.blockwise import replace_gather, replace_matmul
-from slmdeploy.build.rewriting import remove_unused_initializers, weight_array
-from slmdeploy.build.w8a8 import TokenQuantizer
+from slmdeploy.building.blockwise import replace_gather, replace_matmul
+from slmdeploy.building.rewriting import remove_unused_initializers, weight_array
+from slmdeploy.building.w8a8 import TokenQuantizer
 from slmdeploy.errors import InputError
 from slmdeploy.specs import Profile, Storage, Weights
 

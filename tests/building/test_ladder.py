@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slmdeploy.build.ladder import SELF_LIMIT, Alone, Rung, climb
+from slmdeploy.building.ladder import SELF_LIMIT, Alone, Rung, climb
 
 VOCAB, LABELS = 11, (2, 7)
 Floats = NDArray[np.float32]

@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from slmdeploy.export.rope import rope_tables
-from slmdeploy.export.spec import Rope
+from slmdeploy.exporting.rope import rope_tables
+from slmdeploy.exporting.spec import Rope
 
 POSITIONS, HEAD_DIM = 3000, 32
 

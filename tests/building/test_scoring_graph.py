@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from slmdeploy.build.scoring_graph import packed_variant, read_label_rows, write_score_graph
+from slmdeploy.building.scoring_graph import packed_variant, read_label_rows, write_score_graph
 from slmdeploy.errors import InputError
-from slmdeploy.export.decoder import build_decoder
-from tests.export.checkpoints import FakeWeights
-from tests.export.test_decoder import SPEC, run
+from slmdeploy.exporting.decoder import build_decoder
+from tests.exporting.checkpoints import FakeWeights
+from tests.exporting.test_decoder import SPEC, run
 
 LABELS = [4, 9]
 PREFIX, ITEMS = [3, 1, 4, 1, 5], [[9], [2, 6, 5], [3, 5]]

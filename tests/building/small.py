@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from slmdeploy.build.rewriting import MICROSOFT
+from slmdeploy.building.rewriting import MICROSOFT
 from tests.graphs import write_manifest, write_tiny_graph
 
 Array = NDArray[np.generic]
