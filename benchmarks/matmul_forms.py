@@ -1,13 +1,13 @@
 """Which form of quantised matrix multiplication is fastest here: the measurement behind slmdeploy/building/w8a8.py.
 
 Each form is a chain of layers K -> N -> K -> ... in a graph of its own, timed in interleaved rounds (A, B, C, A, ...),
-so that a noisy neighbour hits all forms alike; the figure is the lower quartile. Random weights: speed only, plus each
-form's error against fp32 (median over rows) on input with one outlier row. Prints one table per shape:
+so that a noisy neighbour hits all forms alike; the figure is the lower quartile of the CPU time of one thread, which a
+busy machine disturbs least. Random weights: speed only, plus each form's error against fp32 (median over rows) on input
+with one outlier row. Prints one table per shape:
 
-    python benchmarks/matmul_forms.py [--threads 2]
+    python benchmarks/matmul_forms.py
 """
 
-import argparse
 import time
 from collections.abc import Callable
 
@@ -20,8 +20,7 @@ from slmdeploy.building.w8a8 import quantize_columns
 
 MICROSOFT = "com.microsoft"
 Form = Callable[["Chain", ir.Value, np.ndarray], ir.Value]
-SHAPES = [(1, 384, 512), (32, 384, 512), (128, 384, 512), (384, 384, 512), (1, 384, 1024), (128, 384, 1024)]
-LARGE = [(512, 384, 1024), (1, 1024, 4096), (512, 1024, 4096)]
+SHAPES = [(m, 384, n) for n in (512, 1024) for m in (1, 32, 128, 512)] + [(1, 1024, 4096), (512, 1024, 4096)]
 
 
 class Chain:
@@ -43,12 +42,12 @@ class Chain:
         self.constants.append(value)
         return value
 
-    def session(self, source: ir.Value, result: ir.Value, threads: int) -> onnxruntime.InferenceSession:
+    def session(self, source: ir.Value, result: ir.Value) -> onnxruntime.InferenceSession:
         result.name, result.type = "result", ir.TensorType(ir.DataType.FLOAT)
         graph = ir.Graph([source], [result], nodes=self.nodes, initializers=self.constants,
                          opset_imports={"": 21, MICROSOFT: 1}, name="chain")  # fmt: skip
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -135,38 +134,38 @@ FORMS: dict[str, Form] = {
 }
 
 
-def chain_of(form: Form, weights: list[np.ndarray], threads: int) -> onnxruntime.InferenceSession:
+def chain_of(form: Form, weights: list[np.ndarray]) -> onnxruntime.InferenceSession:
     chain = Chain()
     x = source = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["M", weights[0].shape[0]]))
     for weight in weights:
         x = form(chain, x, weight)
-    return chain.session(source, x, threads)
+    return chain.session(source, x)
 
 
 def relative_error(form: Form, rows: np.ndarray, weight: np.ndarray) -> float:
     exact = rows @ weight
-    found = chain_of(form, [weight], 1).run(None, {"x": rows})[0]
+    found = chain_of(form, [weight]).run(None, {"x": rows})[0]
     return float(np.median(np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)))
 
 
-def measure(m: int, k: int, n: int, threads: int, rounds: int) -> None:
+def measure(m: int, k: int, n: int, rounds: int) -> None:
     rng = np.random.default_rng(0)
     layers = 12 if k * n < 1 << 21 else 4
     sizes = [(k, n) if i % 2 == 0 else (n, k) for i in range(layers)]
     weights = [(rng.standard_normal(s) / np.sqrt(s[0])).astype(np.float32) for s in sizes]
     rows = rng.standard_normal((m, k)).astype(np.float32)
-    sessions = {name: chain_of(form, weights, threads) for name, form in FORMS.items()}
+    sessions = {name: chain_of(form, weights) for name, form in FORMS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in FORMS}
     for turn in range(rounds + 2):
         for name, session in sessions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             session.run(None, {"x": rows})
             if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     outlier = rng.standard_normal((8, k)).astype(np.float32)
     outlier[3] *= 50
     base = np.percentile(seconds["fp32"], 25)
-    print(f"\nM={m} K={k} N={n}, {layers} layers, {threads} threads: microseconds per layer, speed-up, relative error")
+    print(f"\nM={m} K={k} N={n}, {layers} layers: microseconds per layer, speed-up, relative error")
     for name, form in FORMS.items():
         typical = np.percentile(seconds[name], 25)
         error = relative_error(form, outlier[[0, 1, 2, 3]], weights[0])
@@ -174,12 +173,8 @@ def measure(m: int, k: int, n: int, threads: int, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=31)
-    arguments = parser.parse_args()
-    for m, k, n in SHAPES + LARGE:
-        measure(m, k, n, arguments.threads, arguments.rounds if k * n * m < 1 << 30 else 9)
+    for m, k, n in SHAPES:
+        measure(m, k, n, rounds=31 if m * k * n < 1 << 30 else 9)
 
 
 if __name__ == "__main__":

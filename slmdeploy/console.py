@@ -73,7 +73,9 @@ class BarProgress:
         self._bar.advance(self._task, n)
         speed = self._bar.tasks[self._bar.task_ids.index(self._task)].speed
         unit = str(self._bar.tasks[self._bar.task_ids.index(self._task)].fields["unit"])
-        self._bar.update(self._task, rate=f"{speed:,.0f} {unit}/s" if speed else "", **({"note": note} if note else {}))
+        self._bar.update(self._task, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+        if note:
+            self._bar.update(self._task, note=note)
 
     def finish(self) -> None:
         """End the bar and leave its last state on the screen."""

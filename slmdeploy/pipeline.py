@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from slmdeploy.progress import SILENT, Progress
 from slmdeploy.selection import Selection, select
 from slmdeploy.specs import (
     Budget,
+    DistillStage,
+    Profile,
     Recipe,
     Target,
     list_targets,
@@ -108,9 +111,7 @@ def run(
 
     # 3. Graph and builds.
     graph = steps.do("export", lambda: _export(spec, student, folder / "graph", bar)).path
-    builds = [
-        steps.do(f"build {p.name}", lambda p=p: _build(graph, p, target, folder, data, bar)).path for p in profiles
-    ]
+    builds = [steps.do(f"build {p.name}", partial(_build, graph, p, target, folder, data, bar)).path for p in profiles]
 
     # 4. Measurement and choice.
     measured = steps.do("profile", lambda: _profile(builds, spec, folder / "measurement", data, teacher, bar))
@@ -173,10 +174,9 @@ def _compress(spec: Recipe, teacher: Path, data: Path, folder: Path, steps: _Ste
     if spec.prune:
         student = steps.do("prune", lambda: _prune(spec, teacher, data, folder / "pruned", bar)).path
     for number, stage in enumerate(spec.distill, start=1):
-        before, out = student, folder / f"distilled-{number}"
-        student = steps.do(
-            f"distill {number}", lambda s=stage, b=before, o=out: _distill(teacher, b, s, data, o, bar)
-        ).path
+        out = folder / f"distilled-{number}"
+        verb = partial(_distill, teacher, student, stage, data, spec.data.labels, out, bar)
+        student = steps.do(f"distill {number}", verb).path
     return student
 
 
@@ -187,10 +187,12 @@ def _prune(spec: Recipe, teacher: Path, data: Path, out: Path, bar: Progress) ->
     return prune(teacher, out=out, data=data, progress=bar, **spec.prune.model_dump())
 
 
-def _distill(teacher: Path, student: Path, stage: Any, data: Path, out: Path, bar: Progress) -> Artifact:
+def _distill(
+    teacher: Path, student: Path, stage: DistillStage, data: Path, labels: tuple[str, str], out: Path, bar: Progress
+) -> Artifact:
     from slmdeploy.compress.distill import distill
 
-    return distill(teacher, student, out=out, data=data, stage=stage, progress=bar)
+    return distill(teacher, student, out=out, data=data, stage=stage, labels=labels, progress=bar)
 
 
 def _export(spec: Recipe, student: Path, out: Path, bar: Progress) -> Artifact:
@@ -199,7 +201,7 @@ def _export(spec: Recipe, student: Path, out: Path, bar: Progress) -> Artifact:
     return export(student, out=out, tasks=spec.tasks, labels=spec.data.labels, progress=bar)
 
 
-def _build(graph: Path, profile: Any, target: Target, folder: Path, data: Path, bar: Progress) -> Artifact:
+def _build(graph: Path, profile: Profile, target: Target, folder: Path, data: Path, bar: Progress) -> Artifact:
     from slmdeploy.building.build import build
 
     return build(graph, profile=profile, target=target, out=folder / "builds" / profile.name, data=data, progress=bar)

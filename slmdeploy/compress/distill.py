@@ -13,10 +13,10 @@ from typing import Any
 
 from slmdeploy.artifacts import Artifact, content_key, open_artifact, writing
 from slmdeploy.checkpoint import LABELS, Weights, read_config, resolve_checkpoint, tokenizer_file
-from slmdeploy.specs import DistillStage
 from slmdeploy.errors import InputError
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
+from slmdeploy.specs import DistillStage
 
 KEY_FILE = "content_key"
 

@@ -13,10 +13,10 @@ import torch
 
 from slmdeploy.compress import loading
 from slmdeploy.compress.data import Kind, Source, Texts, make_texts, mixed_rows, open_sources, prompts
-from slmdeploy.specs import DistillStage
 from slmdeploy.compress.training import Distiller, Row, Rows, Teacher
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress
+from slmdeploy.specs import DistillStage
 
 PROMPT_POOL = 4096
 EVAL_SEED = 0

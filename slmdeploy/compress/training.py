@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from slmdeploy.compress.losses import LossParts, Objective, Positions, chunked_loss
-from slmdeploy.specs import DistillStage
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress
+from slmdeploy.specs import DistillStage
 
 # AdamW's share of Muon's learning rate; Muon's is per orthogonal update, AdamW's per element.
 ADAMW_SHARE = 0.15

@@ -171,10 +171,14 @@ def _folder(folder: Path) -> Path:
 )
 def test_unfit_data_is_one_sentence(tmp_path: Path, teacher: Path, make: Callable[[Path], Path], said: str) -> None:
     path = make(tmp_path)
-    with pytest.raises(InputError, match=said) as caught:
+
+    def read() -> None:
         (source,) = open_sources(path, "train").values()
         texts = make_texts(teacher, (1,), LABELS, source.kind == "score")
         list(islice(pieces(source, texts, 64, 0), 8))
+
+    with pytest.raises(InputError, match=said) as caught:
+        read()
     assert "\n" not in str(caught.value)
 
 

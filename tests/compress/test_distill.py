@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slmdeploy.artifacts import Artifact
 from slmdeploy.compress.distill import _last_whole, distill
-from slmdeploy.specs import DistillStage, distill_stage
 from slmdeploy.compress.training import Distiller
 from slmdeploy.errors import InputError, OutputExistsError, SpecError, UnsupportedModelError
+from slmdeploy.specs import DistillStage, distill_stage
 
 SMALL = {"batch_rows": 4, "length": 64, "save_steps": 1000, "dtype": "fp32", "eval_rows": 8}
 
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(
         return type(parts)(parts.total * float("nan"), parts.kd, parts.ce) if self.state.global_step == 2 else parts
 
     monkeypatch.setattr(Distiller, "measure", spoilt)
-    with pytest.raises(InputError, match="the loss is nan at step 3; lower learning_rate = 0.001"):
+    with pytest.raises(InputError, match=r"the loss is nan at step 3; lower learning_rate = 0\.001"):
         run(teacher, student, data, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""The verb `prune`: an ordinary, smaller checkpoint, equal to the masked model, and refusals of what cannot be pruned."""
+"""The verb `prune`: an ordinary, smaller checkpoint, equal to the masked model, and what is refused."""
 
 import json
 import shutil
@@ -142,7 +142,7 @@ def test_an_incomplete_checkpoint_is_named(tmp_path: Path, teacher: Path, data: 
 def test_empty_calibration_and_existing_output_are_refused(tmp_path: Path, teacher: Path, data: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.touch()
-    with pytest.raises(InputError, match="empty.jsonl is empty"):
+    with pytest.raises(InputError, match=r"empty\.jsonl is empty"):
         run(teacher, empty, tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()

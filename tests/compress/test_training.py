@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
-from slmdeploy.specs import DistillStage
 from slmdeploy.compress.training import ADAMW_SHARE, MuonAdamW, _pack, _until, sample
+from slmdeploy.specs import DistillStage
 
 
 def load(path: Path) -> Any:
