@@ -57,10 +57,10 @@ something real to compress, offline. It is no use as a programming assistant.
 
 ## Data
 The source and docstrings of Python {platform.python_version()}'s standard library, read at run time from the \
-interpreter (`slmdeploy/corpus.py`), split by module with a hash of the module's name: 84 % \
-train, 4 % validation, 12 % test. Two tasks: *generate* continues documentation and code; *score* tells whether a \
-symbol's qualified name and signature belong to the first sentence of a docstring, against up to nine symbols of the same package, same module first. \
-None of the text is in this repository. The library is under the PSF licence.
+interpreter (`slmdeploy/corpus.py`), split by module with a hash of the module's name: 84 % train, 4 % validation, \
+12 % test. Two tasks: *generate* continues documentation and code; *score* tells whether a symbol's qualified name \
+and signature belong to the first sentence of a docstring, against up to nine symbols of the same package, same \
+module first. None of the text is in this repository. The library is under the PSF licence.
 
 ## Training
     python examples/train_teacher.py --out work/teacher

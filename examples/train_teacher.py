@@ -4,11 +4,11 @@
     python examples/train_teacher.py --out work/teacher --phase rank
 
 Writes an ordinary checkpoint folder (config, bf16 safetensors, tokenizer) and the training log. Phase *read* learns
-text and, in the other half of every batch, query-symbol pairs that end in a label word. Phase *rank* goes on from it with
-three quarters pairs, counts only their label words, and adds made-up queries: the shuffled words of a symbol's own
-name among words of other queries, so that matching words is learned from every symbol, documented or not. Linear layers
-inside the blocks train with Muon, everything else with AdamW. One seed, machine, thread count and Python version give one
-model. The held-out figures are teacher_card.py's.
+text and, in the other half of every batch, query-symbol pairs that end in a label word. Phase *rank* goes on from it
+with three quarters pairs, counts only their label words, and adds made-up queries: the shuffled words of a symbol's
+own name among words of other queries, so that matching words is learned from every symbol, documented or not. Linear
+layers inside the blocks train with Muon, everything else with AdamW. One seed, machine, thread count and Python
+version give one model. The held-out figures are teacher_card.py's.
 """
 
 import argparse

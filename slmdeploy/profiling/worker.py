@@ -2,8 +2,9 @@
 
 `serve` is the loop; it runs anything that is a `Session`, which is the seam between measuring and engines: a build
 through slmdeploy.runtime here, a torch model in slmdeploy/exporting/eager.py, `FakeSession` in tests. Times are taken
-in this process, around the session's own call, so pipes and JSON are outside of them. One process per candidate, so that
-peak memory is its own. What libraries print on stdout is turned to stderr. Knows nothing of workloads or percentiles.
+in this process, around the session's own call, so pipes and JSON are outside of them. One process per candidate, so
+that peak memory is its own. What libraries print on stdout is turned to stderr. Knows nothing of workloads or
+percentiles.
 Run as `python -m slmdeploy.profiling.worker BUILD --threads N`.
 """
 
