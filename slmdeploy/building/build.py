@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slmdeploy.artifacts import Artifact, open_artifact, writing
-from slmdeploy.building.gate import Comparison, Quality, judge, sequences_for, speed_gate
+from slmdeploy.building.gate import Comparison, Quality, judge, parity_gate, sequences_for, speed_gate
 from slmdeploy.building.onnxruntime import check_requirements, open_build, open_folder, read_model, write_folder
 from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
 from slmdeploy.progress import SILENT, Progress
@@ -41,7 +41,7 @@ def build(
     """Compile the graph folder ``graph`` under ``profile`` for ``target`` (None: this machine) and write it to ``out``.
 
     ``data`` is a folder whose validation split the quality gate runs on; without it the fp32 graph writes its own text.
-    The result has ``passed``, ``gates``, ``quality``, ``speed``, ``parts`` and ``kept`` (docs/quantisation.md).
+    The result has ``passed``, ``gates``, ``quality``, ``parity``, ``speed``, ``parts``, ``kept`` (docs/quantisation.md).
     Raises InputError when the target lacks what the profile requires, the graph has nothing to quantise or the data
     nothing to measure on, CorruptArtifactError for a damaged graph, OutputExistsError, and GateError when the result is
     no valid model.
@@ -103,8 +103,7 @@ def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, pro
     reference = open_folder(graph)
     if not plan:
         write_folder(source, graph, folder, precision=precision_of(profile), session=profile.session)
-        open_build(folder, profile)
-        return _as_it_is(profile)
+        return _as_it_is(profile, open_build(folder, profile))
     sequences, origin = sequences_for(reference, data)
     bench = _Bench(graph, profile, Comparison(reference, sequences), plan, progress)
     _settle_tables(bench)
@@ -113,24 +112,28 @@ def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, pro
     if not _passes(quality, profile):
         model, quality = _promote(bench, folder, model, quality)
     gates = judge(quality, profile.gate)
+    parity, gates["parity"] = parity_gate(model)
     speed, gates["speed"] = speed_gate(reference, model)
     return {
         "passed": all(gate["passed"] for gate in gates.values()),
         "gates": gates,
         "quality": quality.recorded() | {"sequences": origin},
+        "parity": parity,
         "speed": speed,
         "parts": {name: describe(form) for name, form in bench.plan.items() if form.scheme != "fp32"},
         "kept": bench.kept,
     }
 
 
-def _as_it_is(profile: Profile) -> dict[str, Any]:
-    """The result of a build that changes nothing: equal to its reference by construction, so nothing is measured."""
+def _as_it_is(profile: Profile, model: Model) -> dict[str, Any]:
+    """The result of a build that changes nothing: equal to its reference by construction, so only parity is measured."""
     quality = Quality(kl=0.0, top1_agreement=1.0, ppl_ratio=1.0, positions=0)
+    parity, gate = parity_gate(model)
     return {
-        "passed": True,
-        "gates": judge(quality, profile.gate),
+        "passed": gate["passed"],
+        "gates": judge(quality, profile.gate) | {"parity": gate},
         "quality": quality.recorded() | {"sequences": "none: the graph is unchanged"},
+        "parity": parity,
         "speed": None,
         "parts": {},
         "kept": [],

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from slmdeploy.building.ladder import SELF_LIMIT, Alone, climb
 from slmdeploy.errors import InputError, SpecError
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Gate
@@ -123,12 +124,24 @@ def judge(quality: Quality, limits: Gate) -> dict[str, dict[str, Any]]:
     }
 
 
-def quality_gate(
-    reference: Predicts, candidate: Predicts, sequences: Sequences, limits: Gate
-) -> tuple[Quality, dict[str, dict[str, Any]]]:
-    """Measure ``candidate`` against ``reference`` and judge it."""
-    quality = Comparison(reference, sequences).quality(candidate)
-    return quality, judge(quality, limits)
+def parity_gate(model: Model) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The build's ladder against itself computed plainly: every rung, and the gate on the worst of them.
+
+    How far it is from fp32 is quality's business; this finds faults of caching, batching, masks and packing.
+    """
+    runtime = model.runtime
+    rungs = list(
+        climb(
+            Alone(model),
+            model,
+            vocab_size=runtime.vocab_size,
+            max_length=runtime.max_length,
+            label_ids=runtime.score.label_ids if runtime.score else None,
+            limit=SELF_LIMIT,
+        )
+    )
+    worst = max(rung.difference for rung in rungs)
+    return [rung.as_dict() for rung in rungs], _gate(all(rung.passed for rung in rungs), worst, SELF_LIMIT)
 
 
 def speed_gate(reference: Model, candidate: Model) -> tuple[dict[str, float | None], dict[str, Any]]:

@@ -1,6 +1,8 @@
 """build.py: every shipped profile end to end on a tiny decoder, parts kept more precise, and all the refusals."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from slmdeploy.building import build as verb
 from slmdeploy.building.build import build
 from slmdeploy.errors import CorruptArtifactError, GateError, InputError, OutputExistsError
 from slmdeploy.runtime.model import load
-from slmdeploy.specs import Profile, Target, list_profiles, load_profile
+from slmdeploy.specs import Profile, SessionOptions, Target, list_profiles, load_profile
 from tests.building.small import write_graph
 from tests.graphs import write_manifest
 
@@ -38,7 +40,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny decoder is slower quantised, and a timing would be noise: the speed gate has tests of its own."""
     monkeypatch.setattr(verb, "speed_gate", lambda own, found: (SPEED, {"passed": True, "value": 0.5, "limit": 1.0}))
-    monkeypatch.setattr("slmdeploy.building.gate._TOKENS", 512)
+    monkeypatch.setattr("slmdeploy.building.gate._TOKENS", 128)
 
 
 def profile(weights: dict[str, Any], **tables: Any) -> Profile:
@@ -54,10 +56,11 @@ LENIENT = {"max_kl": 10.0, "min_top1": 0.0, "max_ppl_ratio": 10.0}
 def test_a_shipped_profile_gives_a_build_that_runs_and_is_near_its_graph(
     graph: Path, tmp_path: Path, shipped: Profile
 ) -> None:
+    shipped = shipped.model_copy(update={"session": SessionOptions(threads=1, spinning=False)})
     artifact = build(graph, profile=shipped, target=EVERYTHING, out=tmp_path / "out")
     assert artifact.kind == "build"
     assert artifact.plan["target"] == "able"
-    assert set(artifact.result) == {"passed", "gates", "quality", "speed", "parts", "kept"}
+    assert set(artifact.result) == {"passed", "gates", "quality", "parity", "speed", "parts", "kept"}
     found, reference = load(artifact.path, threads=1), load(graph, threads=1)
     exact, scores = reference.logits(IDS), reference.score_ids(IDS, [[7, 8], [9]])
     limit = {"cpu-fp32": 1e-6, "cpu-int4": 0.3}.get(shipped.name, 0.05) * np.abs(exact).max()
@@ -77,7 +80,9 @@ def test_the_result_says_what_was_done_and_how_good_it_is(graph: Path, tmp_path:
     assert result["speed"] == SPEED
     assert result["quality"]["sequences"] == "self-generated"
     assert 0 < result["quality"]["kl"] < 0.2
-    assert set(result["gates"]) == {"kl", "top1_agreement", "ppl_ratio", "speed"}
+    assert all(rung["passed"] for rung in result["parity"])
+    assert any("batch" in rung["name"] for rung in result["parity"])
+    assert set(result["gates"]) == {"kl", "top1_agreement", "ppl_ratio", "parity", "speed"}
     assert result["gates"]["kl"] == {"passed": True, "value": result["quality"]["kl"], "limit": 10.0}
 
 
@@ -173,3 +178,9 @@ def test_an_invalid_result_is_never_shipped(graph: Path, tmp_path: Path, monkeyp
     with pytest.raises(GateError, match="gives no valid graph, so nothing is written"):
         build(graph, profile=profile(INT4), out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_extra_building_is_one_sentence() -> None:
+    code = "import sys; sys.modules['onnx_ir'] = None; import slmdeploy.building.build"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingExtraError: this step needs onnx_ir" in run.stderr

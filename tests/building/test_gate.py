@@ -11,12 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from slmdeploy.building import gate
-from slmdeploy.building.gate import Comparison, Quality, judge, quality_gate, sequences_for, speed_gate
+from slmdeploy.building.gate import Comparison, Quality, judge, parity_gate, sequences_for, speed_gate
 from slmdeploy.building.onnxruntime import open_folder
 from slmdeploy.errors import InputError, SpecError
-from slmdeploy.runtime.model import Model
+from slmdeploy.runtime.model import Model, load
 from slmdeploy.specs import Gate
 from tests.building.small import write_graph
+from tests.graphs import write_tiny_graph
 
 HALVES, QUARTER = np.log([[0.5, 0.5]]).astype(np.float32), np.log([[0.25, 0.75]]).astype(np.float32)
 LIMITS = Gate(max_kl=0.1, min_top1=0.9, max_ppl_ratio=1.1)
@@ -63,11 +64,16 @@ def test_a_bound_on_tokens_leaves_sequences_out_but_never_the_first() -> None:
     assert comparison.quality(Fixed(0.5, 0.5), tokens=6).positions == 4
 
 
+def gated(reference: Fixed, candidate: Fixed, ids: list[list[int]]) -> tuple[Quality, dict[str, Any]]:
+    quality = Comparison(reference, ids).quality(candidate)
+    return quality, judge(quality, LIMITS)
+
+
 def test_a_model_passes_against_itself_and_another_fails() -> None:
-    quality, gates = quality_gate(Fixed(0.6, 0.4), Fixed(0.6, 0.4), [[0, 1, 0]], LIMITS)
+    quality, gates = gated(Fixed(0.6, 0.4), Fixed(0.6, 0.4), [[0, 1, 0]])
     assert quality == Quality(0.0, 1.0, 1.0, 2)
     assert all(entry["passed"] for entry in gates.values())
-    _, gates = quality_gate(Fixed(0.9, 0.1), Fixed(0.1, 0.9), [[0, 0, 0]], LIMITS)
+    _, gates = gated(Fixed(0.9, 0.1), Fixed(0.1, 0.9), [[0, 0, 0]])
     assert not any(entry["passed"] for entry in gates.values())
 
 
@@ -77,7 +83,7 @@ def test_the_limit_itself_passes() -> None:
 
 def test_a_model_that_computes_nan_fails_and_can_be_recorded() -> None:
     with np.errstate(invalid="ignore"):
-        quality, gates = quality_gate(Fixed(0.6, 0.4), Fixed(float("nan"), 0.4), [[0, 1]], LIMITS)
+        quality, gates = gated(Fixed(0.6, 0.4), Fixed(float("nan"), 0.4), [[0, 1]])
     assert not gates["kl"]["passed"]
     json.dumps([gates, quality.recorded()], allow_nan=False)
 
@@ -137,13 +143,14 @@ def write_data(folder: Path, **files: list[dict[str, Any]]) -> Path:
     return folder
 
 
-def test_without_data_the_reference_writes_the_text(model: Model) -> None:
+def test_without_data_the_reference_writes_the_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "_TOKENS", 200)
     sequences, source = sequences_for(model, None)
     assert source == "self-generated"
     assert sequences == sequences_for(model, None)[0]
     assert {len(ids) for ids in sequences} == {64}
     assert all(ids[0] == 0 for ids in sequences)
-    assert len({tuple(ids) for ids in sequences}) == len(sequences) == 48
+    assert len({tuple(ids) for ids in sequences}) == len(sequences) == 3
 
 
 def test_data_gives_its_validation_records_both_tasks_in_turn(model: Model, tmp_path: Path) -> None:
@@ -181,3 +188,15 @@ def test_a_malformed_record_is_named(model: Model, tmp_path: Path, record: Any) 
 def test_a_score_record_without_items_is_named(model: Model, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"score\.valid\.jsonl:1"):
         sequences_for(model, write_data(tmp_path, score=[{"prefix": "q", "items": [], "labels": []}]))
+
+
+def test_a_build_that_loses_its_cache_fails_the_parity_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_graph(tmp_path / "graph")
+    model = load(tmp_path / "graph", threads=1)
+    rungs, gate = parity_gate(model)
+    assert gate["passed"]
+    assert len(rungs) >= 5
+    monkeypatch.setattr(model, "decode", lambda token: model.prefill([token]))
+    rungs, gate = parity_gate(model)
+    assert not gate["passed"]
+    assert any(rung["passed"] for rung in rungs)
