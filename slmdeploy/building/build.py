@@ -41,7 +41,7 @@ def build(
     """Compile the graph folder ``graph`` under ``profile`` for ``target`` (None: this machine) and write it to ``out``.
 
     ``data`` is a folder whose validation split the quality gate runs on; without it the fp32 graph writes its own text.
-    The result has ``passed``, ``gates``, ``quality``, ``parity``, ``speed``, ``parts``, ``kept`` (docs/quantisation.md).
+    The result has ``passed``, ``gates``, ``quality``, ``parity``, ``speed``, ``parts``, ``kept``: docs/quantisation.md.
     Raises InputError when the target lacks what the profile requires, the graph has nothing to quantise or the data
     nothing to measure on, CorruptArtifactError for a damaged graph, OutputExistsError, and GateError when the result is
     no valid model.
@@ -126,7 +126,7 @@ def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, pro
 
 
 def _as_it_is(profile: Profile, model: Model) -> dict[str, Any]:
-    """The result of a build that changes nothing: equal to its reference by construction, so only parity is measured."""
+    """The result of a build that changes nothing: equal to its reference by construction; only parity is measured."""
     quality = Quality(kl=0.0, top1_agreement=1.0, ppl_ratio=1.0, positions=0)
     parity, gate = parity_gate(model)
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slmdeploy.artifacts import Artifact, open_artifact, writing
-from slmdeploy.checkpoint import read_config, resolve_checkpoint
+from slmdeploy.checkpoint import LABELS, read_config, resolve_checkpoint
 from slmdeploy.errors import InputError, UnsupportedModelError
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
@@ -30,6 +30,7 @@ def prune(
     calibration_tokens: int = 16384,
     tile: int = 16,
     seed: int = 0,
+    labels: tuple[str, str] = LABELS,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -56,6 +57,7 @@ def prune(
         "calibration_tokens": calibration_tokens,
         "tile": tile,
         "seed": seed,
+        "labels": list(labels),
     }
     inputs = {"checkpoint": path}
     if Path(data).exists():
@@ -74,6 +76,7 @@ def prune(
                 method=method,
                 tokens=calibration_tokens,
                 seed=seed,
+                labels=labels,
                 progress=progress or SILENT,
             )
         )
@@ -105,4 +108,16 @@ def kept_counts(checkpoint: Path, *, ratio: float, attention_ratio: float | None
     kept_heads = round(heads * (1 - share))
     if kept_heads == 0:
         raise InputError(f"{checkpoint}: removing {share} of its {heads} KV heads leaves none: lower attention_ratio")
+    # transformers refuses a Llama whose hidden size the query heads do not divide, whatever head_dim says.
+    fitting = [n for n in range(1, heads + 1) if int(config["hidden_size"]) % (n * queries // heads) == 0]
+    if kept_heads not in fitting:
+        raise InputError(
+            f"{checkpoint}: removing {share} keeps {kept_heads} of its {heads} KV heads, which transformers does not "
+            f"load with hidden_size = {config['hidden_size']}: set attention_ratio so that {_either(fitting)} stay"
+        )
     return kept_heads, kept_neurons
+
+
+def _either(numbers: list[int]) -> str:
+    *front, last = map(str, numbers)
+    return f"{', '.join(front)} or {last}" if front else last

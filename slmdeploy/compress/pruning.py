@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slmdeploy.checkpoint import LABELS
 from slmdeploy.compress import importance, loading, surgery
 from slmdeploy.compress.calibration import Prune, Walk
 from slmdeploy.compress.data import make_texts, mixed_rows, open_sources
@@ -31,6 +30,7 @@ def prune_checkpoint(
     method: Method,
     tokens: int,
     seed: int,
+    labels: tuple[str, str],
     progress: Progress,
 ) -> dict[str, Any]:
     """Prune ``checkpoint`` to ``kept`` (KV heads, neurons) per layer, save into the folder ``out``, say what was done.
@@ -39,7 +39,7 @@ def prune_checkpoint(
     """
     with loading.quiet():
         config = loading.load_config(checkpoint)
-        ids, positions = calibration_rows(checkpoint, config, data, tokens, seed)
+        ids, positions = calibration_rows(checkpoint, config, data, tokens, seed, labels)
         model: Any = loading.load_model(checkpoint, torch.float32).eval()
         pruner = _Pruner(model, kept, method, seed, loading.stored_dtype(config))
         walk = Walk(model, ids, positions)
@@ -64,12 +64,14 @@ def prune_checkpoint(
     }
 
 
-def calibration_rows(checkpoint: Path, config: Any, data: Path | str, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+def calibration_rows(
+    checkpoint: Path, config: Any, data: Path | str, tokens: int, seed: int, labels: tuple[str, str]
+) -> tuple[Tensor, Tensor]:
     """Packed input_ids and position_ids [rows, length] of the training split; of both kinds if it has both."""
     length = min(LENGTH, config.max_position_embeddings)
     sources = open_sources(data, "train")
     score_share = {(True, True): 0.5, (True, False): 0.0, (False, True): 1.0}["generate" in sources, "score" in sources]
-    texts = make_texts(checkpoint, loading.end_ids(config), LABELS, score_share > 0)
+    texts = make_texts(checkpoint, loading.end_ids(config), labels, score_share > 0)
     stream = mixed_rows(sources, texts, length=length, score_share=score_share, seed=seed)
     rows = list(islice(stream, max(1, tokens // length)))
     return torch.stack([row["input_ids"] for row in rows]), torch.stack([row["position_ids"] for row in rows])

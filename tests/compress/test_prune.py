@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slmdeploy.artifacts import Artifact
 from slmdeploy.compress import pruning, surgery
 from slmdeploy.compress.prune import prune
-from slmdeploy.errors import GateError, InputError, OutputExistsError, UnsupportedModelError
+from slmdeploy.errors import GateError, InputError, MissingExtraError, OutputExistsError, UnsupportedModelError
 
 
 class Recorder:
@@ -104,6 +106,7 @@ def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, teacher: Path, data:
         ({"ratio": 1.0}, "ratio = 1.0 is not a share"),
         ({"ratio": 0.95}, "ratio = 0.95 leaves no multiple of tile = 16 of its 64 neurons"),
         ({"attention_ratio": 0.95}, "removing 0.95 of its 4 KV heads leaves none"),
+        ({"attention_ratio": 0.25}, "keeps 3 of its 4 KV heads, .* so that 1, 2 or 4 stay"),
         ({"attention_ratio": -0.1}, "attention_ratio = -0.1 is not a share"),
         ({"method": "osscat"}, "method 'osscat' is unknown: use one of osscar"),
         ({"calibration_tokens": 0}, "calibration_tokens = 0 is too few"),
@@ -155,3 +158,17 @@ def test_nothing_is_said_on_the_terminal(
 ) -> None:
     run(teacher, data, tmp_path / "out")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_verbs_and_their_plan_import_without_torch() -> None:
+    code = "import sys; from slmdeploy.compress import distill, plan, prune; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_missing_extra_is_one_command(
+    tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmdeploy.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'slmdeploy\[build\]'"):
+        run(teacher, data, tmp_path / "out")
