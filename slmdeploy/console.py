@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slmdeploy.selection import Selection
     from slmdeploy.specs import Profile, Target
 
+_FILE_WIDTH = 130
 _SHOWN = {
     "bits_per_byte": "bits per byte",
     "auc": "AUC",
@@ -89,7 +90,7 @@ def out_console() -> Console:
     """The console for results on stdout."""
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
 
 
 def say(text: str) -> None:
@@ -151,7 +152,8 @@ def print_selection(selection: Selection) -> None:
         print(f"rejected: {rejection.build}\n  {rejection.reason}")
     for title, moves in (("all of these", selection.relaxation), ("one of these alone", selection.alone)):
         if moves and selection.nearest_miss:
-            print(f"it would be feasible with {title}: " + "; ".join(str(move) for move in moves))
+            limits = "; ".join(f"{move.constraint} → {move.value:.4g} ({move.build})" for move in moves)
+            print(f"feasible with {title} moved: {limits}")
 
 
 def print_outcome(outcome: Outcome) -> None:

@@ -1,7 +1,7 @@
 """Records of text and of scoring, read through `datasets` and packed into rows of tokens for training and calibration.
 
 A generate record (prompt, completion) counts its completion; a text record counts all of it; a score record (prefix,
-items, labels) counts one position per item, where the label word is predicted. Several records share a row: positions
+items, labels) counts each item's label word as much as all the tokens before it together. Several records share a row: positions
 restart at each, and transformers keeps such sequences from seeing each other. Tokens are those of the runtime: BOS and
 prompt by the tokenizer's own post-processor, the rest encoded apart and appended. Knows nothing of models and losses.
 """
@@ -61,10 +61,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class Piece:
-    """One sequence: token ids from BOS on, and for each whether predicting it counts."""
+    """One sequence: token ids from BOS on, and how much predicting each of them counts."""
 
     ids: list[int]
-    counts: list[bool]
+    weights: list[float]
 
 
 @dataclass(frozen=True)
@@ -202,14 +202,14 @@ def _strings(source: Source, records: list[dict[str, Any]], column: str) -> list
 def _text_pieces(source: Source, texts: Texts, length: int, records: list[dict[str, Any]]) -> Iterator[Piece]:
     for prompt, answer in _encode_texts(source, texts, records):
         ids = prompt + answer
-        counts = [False] * len(prompt) + [True] * len(answer)
+        weights = [0.0] * len(prompt) + [1.0] * len(answer)
         if "text" in records[0]:
             for start in range(0, len(ids), length):
-                if any(counts[start + 1 : start + length]):
-                    yield Piece(ids[start : start + length], [False, *counts[start + 1 : start + length]])
+                if any(weights[start + 1 : start + length]):
+                    yield Piece(ids[start : start + length], [0.0, *weights[start + 1 : start + length]])
         elif len(prompt) < length:
             texts.tally.truncated += len(ids) > length
-            yield Piece(ids[:length], counts[:length])
+            yield Piece(ids[:length], weights[:length])
         else:
             texts.tally.dropped += 1
 
@@ -240,7 +240,9 @@ def _score_pieces(
             if len(ids) > length:
                 texts.tally.dropped += 1
                 continue
-            yield Piece(ids, [False] * (len(ids) - 1) + [True])
+            # The label word alone says little of how the teacher reads a query: with these, the AUC recovers faster.
+            others = len(ids) - 2
+            yield Piece(ids, [0.0, *[1 / others] * others, 1.0])
 
 
 def _checked_items(source: Source, record: dict[str, Any]) -> tuple[list[str], list[int]]:
@@ -262,29 +264,29 @@ def rows(stream: Iterator[Piece], texts: Texts, length: int) -> Iterator[dict[st
     waiting = next(stream)
     while True:
         ids: list[int] = []
-        counts: list[bool] = []
+        weights: list[float] = []
         positions: list[int] = []
         while len(ids) < length:
             room = length - len(ids)
             taken = min(len(waiting.ids), room)
-            if taken < len(waiting.ids) and sum(waiting.counts[:taken]) < LEAST_COUNTED:
+            if taken < len(waiting.ids) and sum(waiting.weights[:taken]) < LEAST_COUNTED:
                 break
             ids += waiting.ids[:taken]
-            counts += waiting.counts[:taken]
+            weights += waiting.weights[:taken]
             positions += range(taken)
             waiting = next(stream)
-        texts.tally.counted_tokens += sum(counts)
+        texts.tally.counted_tokens += sum(weight > 0 for weight in weights)
         texts.tally.row_tokens += length
-        yield _tensors(ids, counts, positions, length)
+        yield _tensors(ids, weights, positions, length)
 
 
-def _tensors(ids: list[int], counts: list[bool], positions: list[int], length: int) -> dict[str, torch.Tensor]:
+def _tensors(ids: list[int], weights: list[float], positions: list[int], length: int) -> dict[str, torch.Tensor]:
     room = length - len(ids)
-    weights = torch.tensor(counts + [False] * room, dtype=torch.float32)
+    padded = torch.tensor(weights + [0.0] * room)
     return {
         "input_ids": torch.tensor(ids + [0] * room),
         "position_ids": torch.tensor(positions + list(range(room))),
-        "weights": weights / weights.sum().clamp(min=1.0),
+        "weights": padded / padded.sum(),
     }
 
 

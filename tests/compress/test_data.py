@@ -37,10 +37,10 @@ def test_a_completion_counts_and_its_prompt_does_not(tmp_path: Path, teacher: Pa
     answer = texts.tokenizer.encode(" brown fox", add_special_tokens=False).ids
     assert prompt[0] == 0  # BOS by the tokenizer's own post-processor
     assert piece.ids == [*prompt, *answer, 1]
-    assert piece.counts == [False] * len(prompt) + [True] * (len(answer) + 1)
+    assert piece.weights == [0.0] * len(prompt) + [1.0] * (len(answer) + 1)
 
 
-def test_a_score_record_counts_its_label_words_alone(tmp_path: Path, teacher: Path) -> None:
+def test_a_label_word_counts_as_much_as_all_before_it(tmp_path: Path, teacher: Path) -> None:
     (source,) = open_sources(lines(tmp_path / "d.jsonl", SCORE), "train").values()
     texts = make_texts(teacher, (1,), LABELS, True)
     found = list(islice(pieces(source, texts, 64, 0), 3))
@@ -51,7 +51,8 @@ def test_a_score_record_counts_its_label_words_alone(tmp_path: Path, teacher: Pa
         ids = texts.tokenizer.encode(item, add_special_tokens=False).ids
         expected[tuple(prefix + ids)] = texts.label_ids[label]
     assert {tuple(piece.ids[:-1]): piece.ids[-1] for piece in found} == expected
-    assert all(piece.counts == [False] * (len(piece.ids) - 1) + [True] for piece in found)
+    assert all((piece.weights[0], piece.weights[-1]) == (0, 1) for piece in found)
+    assert all(sum(piece.weights[:-1]) == pytest.approx(1) and min(piece.weights[1:]) > 0 for piece in found)
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".parquet", ".jsonl"])
@@ -69,7 +70,7 @@ def test_texts_count_whole_and_are_cut_into_windows(tmp_path: Path, teacher: Pat
     count = -(-len(whole) // 32)
     found = list(islice(pieces(source, texts, 32, 0), count))
     assert [token for piece in found for token in piece.ids] == whole
-    assert all(piece.counts == [False] + [True] * (len(piece.ids) - 1) for piece in found)
+    assert all(piece.weights == [0.0] + [1.0] * (len(piece.ids) - 1) for piece in found)
 
 
 def test_what_is_too_long_is_cut_or_dropped_and_counted(tmp_path: Path, teacher: Path) -> None:
@@ -77,7 +78,7 @@ def test_what_is_too_long_is_cut_or_dropped_and_counted(tmp_path: Path, teacher:
     long_prompt = {"prompt": "the fox " * 50, "completion": " dog"}
     piece, texts = first_piece(lines(tmp_path / "d.jsonl", long_answer, long_prompt), teacher, length=32)
     (source,) = open_sources(tmp_path / "d.jsonl", "train").values()
-    assert len(piece.ids) == len(piece.counts) == 32
+    assert len(piece.ids) == len(piece.weights) == 32
     list(islice(pieces(source, texts, 32, 0), 2))
     assert texts.tally.truncated >= 2
     assert texts.tally.dropped >= 1
@@ -116,9 +117,7 @@ def test_packed_logits_equal_separate_ones(teacher: Path, caplog: pytest.LogCapt
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randint(2, 200, (n,), generator=generator).tolist() for n in (1, 9, 20, 14)]
     texts = make_texts(teacher, (), LABELS, False)
-    stream = iter(
-        [Piece(part, [False] + [True] * (len(part) - 1)) for part in parts] + [Piece([5] * 64, [True] * 64)] * 2
-    )
+    stream = iter([Piece(part, [0.0] + [1.0] * (len(part) - 1)) for part in parts] + [Piece([5] * 64, [1.0] * 64)] * 2)
     row = next(rows(stream, texts, 64))
     with torch.no_grad():
         packed = model(input_ids=row["input_ids"][None], position_ids=row["position_ids"][None], use_cache=False).logits
