@@ -1,9 +1,10 @@
 """Records of text and of scoring, read through `datasets` and packed into rows of tokens for training and calibration.
 
 A generate record (prompt, completion) counts its completion; a text record counts all of it; a score record (prefix,
-items, labels) counts each item's label word as much as all the tokens before it together. Several records share a row: positions
-restart at each, and transformers keeps such sequences from seeing each other. Tokens are those of the runtime: BOS and
-prompt by the tokenizer's own post-processor, the rest encoded apart and appended. Knows nothing of models and losses.
+items, labels) counts each item's label word as much as all the tokens before it together. Several records share a
+row: positions restart at each, and transformers keeps such sequences from seeing each other. Tokens are those of the
+runtime: BOS and prompt by the tokenizer's own post-processor, the rest encoded apart and appended. Knows nothing of
+models and losses.
 """
 
 import random
@@ -241,8 +242,8 @@ def _score_pieces(
                 texts.tally.dropped += 1
                 continue
             # The label word alone says little of how the teacher reads a query: with these, the AUC recovers faster.
-            others = len(ids) - 2
-            yield Piece(ids, [0.0, *[1 / others] * others, 1.0])
+            before = len(ids) - 2
+            yield Piece(ids, [0.0, *([1 / before] * before), 1.0])
 
 
 def _checked_items(source: Source, record: dict[str, Any]) -> tuple[list[str], list[int]]:

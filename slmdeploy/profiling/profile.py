@@ -76,7 +76,7 @@ def profile(
     baseline: Path | None = None,
     rounds: int = 5,
     seconds: float = 1.0,
-    quality_tokens: int = 12_000,
+    quality_tokens: int = 30_000,
     threads: int | None = None,
     seed: int = 0,
     force: bool = False,
@@ -124,7 +124,7 @@ def determinants(
     baseline: Path | None = None,
     rounds: int = 5,
     seconds: float = 1.0,
-    quality_tokens: int = 12_000,
+    quality_tokens: int = 30_000,
     threads: int | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, Path]]:
