@@ -33,7 +33,8 @@ def test_a_folder_is_itself(tmp_path: Path) -> None:
     assert resolve_checkpoint(str(tmp_path)) == tmp_path
 
 
-def test_what_is_neither_folder_nor_id_is_refused(tmp_path: Path) -> None:
+def test_what_is_neither_folder_nor_id_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "model.safetensors"
     file.touch()
     with pytest.raises(InputError, match="is a file; give the checkpoint folder"):
