@@ -209,6 +209,8 @@ class TwoOptimizers(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
+        # Loading replaces the parts' groups, and accelerate loads once at the start: a scheduler must see the new ones.
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 class WeightedTrainer(Trainer):
@@ -222,13 +224,9 @@ class WeightedTrainer(Trainer):
         return (losses * weights).sum() / weights.sum()
 
 
-def schedule(optimizer: torch.optim.Optimizer, steps: int, decay: float) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over 4 steps (Muon needs no more), flat, then linear to nothing over the last ``decay``."""
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / 4, (steps - step) / (decay * steps))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rates stay as they are: that is what the shipped teacher was trained with."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
 
 def main() -> None:
@@ -248,7 +246,7 @@ def main() -> None:
     steps = options.steps or (900 if rank else 1500)
     model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32) if rank else new_model(options.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    optimizer = TwoOptimizers(model, lr=1.5e-3 if rank else 3e-3, muon_lr=0.01 if rank else 0.02)
+    optimizer = TwoOptimizers(model, lr=3.75e-4 if rank else 7.5e-4, muon_lr=0.0025 if rank else 0.005)
     arguments = TrainingArguments(
         output_dir=str(options.out / options.phase),
         max_steps=steps,
@@ -269,7 +267,7 @@ def main() -> None:
         model=model,
         args=arguments,
         train_dataset=dataset,
-        optimizers=(optimizer, schedule(optimizer, steps, 0.9 if rank else 0.45)),
+        optimizers=(optimizer, constant(optimizer)),
     )
     trainer.train(resume_from_checkpoint=options.resume or None)
     model.to(torch.bfloat16).save_pretrained(checkpoint)

@@ -184,7 +184,7 @@ def _prune(spec: Recipe, teacher: Path, data: Path, out: Path, bar: Progress) ->
     from slmdeploy.compress.prune import prune
 
     assert spec.prune
-    return prune(teacher, out=out, data=data, progress=bar, **spec.prune.model_dump())
+    return prune(teacher, out=out, data=data, labels=spec.data.labels, progress=bar, **spec.prune.model_dump())
 
 
 def _distill(
