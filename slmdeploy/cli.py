@@ -111,13 +111,14 @@ def prune(
     data: Data,
     ratio: Annotated[float, typer.Option(help="Share of MLP neurons and GQA groups to remove.")] = 0.5,
     attention_ratio: Annotated[float | None, typer.Option(help="Another share for GQA groups.")] = None,
+    layer_ratio: Annotated[float, typer.Option(help="Share of whole layers to remove, before the rest.")] = 0.0,
     method: Annotated[Method, typer.Option(help="How the kept groups are chosen.")] = Method.OSSCAR,
     calibration_tokens: Annotated[int, typer.Option(min=1, help="Tokens of data to calibrate on.")] = 16384,
     seed: Annotated[int, typer.Option(help="Seed of sampling and of method random.")] = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Remove MLP neurons and GQA groups; writes an ordinary Hugging Face checkpoint."""
+    """Remove layers, MLP neurons and GQA groups; writes an ordinary Hugging Face checkpoint."""
     from slmdeploy.checkpoint import resolve_checkpoint
     from slmdeploy.compress.prune import prune as verb
 
@@ -126,6 +127,7 @@ def prune(
         out=output,
         ratio=ratio,
         attention_ratio=attention_ratio,
+        layer_ratio=layer_ratio,
         method=method.value,
         data=data,
         calibration_tokens=calibration_tokens,

@@ -109,12 +109,16 @@ class Gate(Spec):
 
 
 class Profile(Spec):
-    """How to build: engine, precision, quantisation scheme, session options, and what it requires of a target."""
+    """How to build: engine, precision, quantisation scheme, session options, and what it requires of a target.
+
+    ``scoring`` is the form of the linear layers in the scoring graph, where it is another than ``weights``.
+    """
 
     name: str
     summary: str
     engine: Literal["onnxruntime"]
     weights: Weights
+    scoring: Weights | None = None
     embedding: Storage = Storage()
     head: Storage = Storage()
     requires: Requires = Requires()
@@ -230,13 +234,20 @@ class DataSource(Spec):
 
 
 class PrunePlan(Spec):
-    """``ratio`` is the share of MLP neurons and GQA groups that is removed."""
+    """``ratio`` is the share of MLP neurons and GQA groups that is removed, ``layer_ratio`` that of whole layers."""
 
-    ratio: Annotated[float, Field(gt=0.0, lt=1.0)]
+    ratio: Annotated[float, Field(ge=0.0, lt=1.0)]
     method: Literal["osscar", "magnitude", "random"] = "osscar"
     attention_ratio: Share | None = None
+    layer_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     calibration_tokens: Positive = 16384
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _something_is_removed(self) -> Self:
+        if self.ratio == self.layer_ratio == 0:
+            raise ValueError("ratio = 0 goes with a layer_ratio above 0: raise either")
+        return self
 
 
 class DistillStage(Spec):

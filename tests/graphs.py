@@ -1,7 +1,7 @@
 """Writes a tiny decoder with random weights in the layout of a build folder: tests need no exporter and no torch.
 
 The graph is the `ort` dialect: packed QKV into GroupQueryAttention with rotary embedding, logits at asked positions
-only, and score.onnx as the same weights with label rows in place of the head.
+only, and score.onnx as slmdeploy derives it.
 """
 
 import json
@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from slmdeploy.building.scoring_graph import write_score_graph
 from slmdeploy.runtime.bundle import sha256_file
 
 LABELS = (" no", " yes")
@@ -57,9 +58,7 @@ def write_tiny_graph(
         model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=256
     )
     if "score" in tasks:
-        external = onnx.load(folder / "model.onnx", load_external_data=False)
-        scorer = _scorer(external, weights["lm_head.weight"][:, label_ids])
-        (folder / "score.onnx").write_bytes(scorer.SerializeToString())
+        write_score_graph(folder / "model.onnx", weights["lm_head.weight"][:, label_ids], folder / "score.onnx")
     tokenizer.save(str(folder / "tokenizer.json"))
     runtime = {
         "format": 1,
@@ -72,7 +71,7 @@ def write_tiny_graph(
         "bos_token_id": 0,
         "eos_token_ids": [1],
         "score": {"labels": list(LABELS), "label_ids": label_ids} if "score" in tasks else None,
-        "session": {"threads": 1, "spinning": False},
+        "session": {"threads": 1, "spinning": False, "parallel_items": False},
         "precision": "fp32",
     }
     (folder / "runtime.json").write_text(json.dumps(runtime))
@@ -146,8 +145,8 @@ def _model(
     nodes += [
         _norm(f"x{len(groups)}", "model.norm.weight", "normed"),
         helper.make_node("Reshape", ["normed", "flat"], ["rows"]),
-        helper.make_node("Gather", ["rows", "logits_positions"], ["asked"]),
-        helper.make_node("MatMul", ["asked", "lm_head.weight"], ["logits"], name="lm_head"),
+        helper.make_node("Gather", ["rows", "logits_positions"], ["model.norm.output"]),
+        helper.make_node("MatMul", ["model.norm.output", "lm_head.weight"], ["logits"], name="lm_head"),
     ]
     tensors = [numpy_helper.from_array(value, name) for name, value in {**weights, **constants}.items()]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, tensors)
@@ -191,21 +190,3 @@ def _layer(i: int, heads: int, kv: int) -> list[onnx.NodeProto]:
         linear(f"act{i}", "mlp.down_proj", f"d{i}"),
         helper.make_node("Add", [f"h{i}", f"d{i}"], [f"x{i + 1}"]),
     ]
-
-
-def _scorer(model: onnx.ModelProto, label_rows: np.ndarray) -> onnx.ModelProto:
-    graph = model.graph
-    graph.input.append(helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["batch", "sequence"]))
-    graph.input.append(helper.make_tensor_value_info("attention_bias", TensorProto.FLOAT, [1, 1, "sequence", "total"]))
-    for node in graph.node:
-        if node.op_type == "GroupQueryAttention":
-            node.input.extend(["position_ids", "attention_bias"])
-        if node.name == "lm_head":
-            node.input[1], node.output[0] = "lm_head.labels", "label_logits"
-    kept = [tensor for tensor in graph.initializer if tensor.name != "lm_head.weight"]
-    del graph.initializer[:]
-    graph.initializer.extend([*kept, numpy_helper.from_array(label_rows.copy(), "lm_head.labels")])
-    graph.output[0].CopyFrom(
-        helper.make_tensor_value_info("label_logits", TensorProto.FLOAT, ["n", label_rows.shape[1]])
-    )
-    return model

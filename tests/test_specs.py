@@ -46,6 +46,9 @@ def test_a_small_recipe_loads_with_the_defaults(tmp_path: Path) -> None:
         (RECIPE + '[prune]\nratio = "half"\n', "prune.ratio = 'half': input should be a valid number"),
         (RECIPE + "[prune]\nratio = 2.0\n", "prune.ratio = 2.0: input should be less than 1"),
         (RECIPE + "[prune]\nratioo = 0.5\n", "unknown key 'prune.ratioo': did you mean 'ratio'?"),
+        (RECIPE + "[prune]\nratio = 0.0\n", "prune: ratio = 0 goes with a layer_ratio above 0"),
+        (RECIPE + "[prune]\nratio = 0.5\nlayer_ratio = 1.0\n", "prune.layer_ratio = 1.0: input should be less than 1"),
+        (RECIPE + "[prune]\nratio = 0.5\nlayer_ratio = -0.1\n", "prune.layer_ratio = -0.1: input should be greater"),
         (RECIPE + "[[distill]]\nstep = 5\n", "unknown key 'distill.0.step': did you mean 'steps'?"),
         (RECIPE + '[budget]\nconstraints = ["fast"]\n', "budget 'fast' is not of the form metric<=number"),
         (RECIPE.replace('name = "small"\n', ""), "the key 'name' is missing"),
@@ -59,6 +62,13 @@ def test_what_is_wrong_with_a_recipe_is_said(tmp_path: Path, text: str, said: st
         specs.load_recipe(path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_layers_alone_may_be_pruned(tmp_path: Path) -> None:
+    plan = specs.load_recipe(write(tmp_path, RECIPE + "[prune]\nratio = 0\nlayer_ratio = 0.25\n")).prune
+    assert plan
+    assert (plan.ratio, plan.layer_ratio) == (0, 0.25)
+    assert specs.PrunePlan(ratio=0.5).layer_ratio == 0
 
 
 def test_an_unknown_name_offers_the_nearest() -> None:

@@ -14,9 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from slmdeploy.artifacts import Artifact, open_artifact, writing
-from slmdeploy.building.gate import Comparison, Quality, judge, parity_gate, sequences_for, speed_gate
-from slmdeploy.building.onnxruntime import check_requirements, open_build, open_folder, read_model, write_folder
+from slmdeploy.building.gate import Comparison, Quality, judge, parity_gate, same_scores_gate, sequences_for, speed_gate
+from slmdeploy.building.lanes import choose_lanes
+from slmdeploy.building.onnxruntime import (
+    SCORE,
+    check_requirements,
+    open_build,
+    open_folder,
+    read_model,
+    write_folder,
+)
 from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
+from slmdeploy.errors import InputError
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Profile, Target, Weights
@@ -41,10 +50,10 @@ def build(
     """Compile the graph folder ``graph`` under ``profile`` for ``target`` (None: this machine) and write it to ``out``.
 
     ``data`` is a folder whose validation split the quality gate runs on; without it the fp32 graph writes its own text.
-    The result has ``passed``, ``gates``, ``quality``, ``parity``, ``speed``, ``parts``, ``kept``: docs/quantisation.md.
-    Raises InputError when the target lacks what the profile requires, the graph has nothing to quantise or the data
-    nothing to measure on, CorruptArtifactError for a damaged graph, OutputExistsError, and GateError when the result is
-    no valid model.
+    The result has ``passed``, ``gates``, ``quality``, ``parity``, ``speed``, ``scoring``, ``parts``, ``kept``:
+    docs/quantisation.md. Raises InputError when the target lacks what the profile requires, the graph has nothing to
+    quantise or the data nothing to measure on, CorruptArtifactError for a damaged graph, OutputExistsError, and
+    GateError when the result is no valid model.
     """
     check_requirements(profile, target)
     open_artifact(graph, "graph")
@@ -92,18 +101,60 @@ class _Bench:
 
 
 def precision_of(profile: Profile) -> str:
-    """The word for the profile's precision in runtime.json and reports: fp32, w8a8, int8 or int4."""
-    weights = profile.weights
-    return f"int{weights.bits}" if weights.scheme == "weight-only" else weights.scheme
+    """The words for the profile's precision in runtime.json and reports: fp32, w8a8, int8, int4, or int8+w8a8."""
+    forms = [form for form in (profile.weights, profile.scoring) if form is not None]
+    return "+".join(f"int{form.bits}" if form.scheme == "weight-only" else form.scheme for form in forms)
 
 
 def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, progress: Progress) -> dict[str, Any]:
+    if profile.scoring is None:
+        return _compile_form(graph, folder, profile, data, progress)
+    if not (graph / SCORE).is_file():
+        raise InputError(f"profile {profile.name!r} has a form of its own for scoring, and {graph} has no task score")
+    return _compile_split(graph, folder, profile, data, progress)
+
+
+def _compile_split(
+    graph: Path, folder: Path, profile: Profile, data: Path | None, progress: Progress
+) -> dict[str, Any]:
+    """Each form is a build of its own with its own gates; then one folder takes a graph of each and shares the rest."""
+    assert profile.scoring is not None
+    forms = {"generating": profile.weights, "scoring": profile.scoring}
+    with tempfile.TemporaryDirectory(prefix="slmdeploy-build-") as scratch:
+        results = {}
+        for name, form in forms.items():
+            (Path(scratch) / name).mkdir()
+            alone = profile.model_copy(update={"weights": form, "scoring": None})
+            results[name] = _compile_form(graph, Path(scratch) / name, alone, data, progress)
+        model, scoring = (read_model(Path(scratch) / name) for name in forms)
+        precision = precision_of(profile)
+        write_folder(model, graph, folder, precision=precision, session=profile.session, scoring=scoring)
+        whole, apart = open_build(folder, profile), open_folder(Path(scratch) / "scoring")
+        split_gate = same_scores_gate(apart, whole)
+    generating, scoring_result = results["generating"], results["scoring"]
+    gates = generating["gates"] | {f"scoring {name}": gate for name, gate in scoring_result["gates"].items()}
+    gates["split"] = split_gate
+    # A form that leaves the graph as it is has no speed to compare.
+    unchanged = {"prefill_ratio": None, "decode_ratio": None, "score_ratio": None}
+    speeds = [result["speed"] or unchanged for result in (generating, scoring_result)]
+    speed = speeds[0] | {"score_ratio": speeds[1]["score_ratio"]}
+    return generating | {
+        "passed": all(gate["passed"] for gate in gates.values()),
+        "gates": gates,
+        "speed": speed,
+        "scoring": choose_lanes(whole, folder),
+        "scoring_form": {name: scoring_result[name] for name in ("quality", "parity", "parts", "kept")},
+    }
+
+
+def _compile_form(graph: Path, folder: Path, profile: Profile, data: Path | None, progress: Progress) -> dict[str, Any]:
     source = read_model(graph)
     plan = plan_for(profile, source)
     reference = open_folder(graph)
     if not plan:
         write_folder(source, graph, folder, precision=precision_of(profile), session=profile.session)
-        return _as_it_is(profile, open_build(folder, profile))
+        model = open_build(folder, profile)
+        return _as_it_is(profile, model) | {"scoring": choose_lanes(model, folder)}
     sequences, origin = sequences_for(reference, data)
     bench = _Bench(graph, profile, Comparison(reference, sequences), plan, progress)
     _settle_tables(bench)
@@ -113,13 +164,15 @@ def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, pro
         model, quality = _promote(bench, folder, model, quality)
     gates = judge(quality, profile.gate)
     parity, gates["parity"] = parity_gate(model)
-    speed, gates["speed"] = speed_gate(reference, model)
+    scoring = choose_lanes(model, folder)
+    speed, gates["speed"] = speed_gate(reference, open_build(folder, profile))
     return {
         "passed": all(gate["passed"] for gate in gates.values()),
         "gates": gates,
         "quality": quality.recorded() | {"sequences": origin},
         "parity": parity,
         "speed": speed,
+        "scoring": scoring,
         "parts": {name: describe(form) for name, form in bench.plan.items() if form.scheme != "fp32"},
         "kept": bench.kept,
     }

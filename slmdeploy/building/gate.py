@@ -144,6 +144,16 @@ def parity_gate(model: Model) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return [rung.as_dict() for rung in rungs], _gate(all(rung.passed for rung in rungs), worst, SELF_LIMIT)
 
 
+def same_scores_gate(apart: Model, whole: Model) -> dict[str, Any]:
+    """The gate that a build which took its scoring graph from ``apart`` gives the very same scores."""
+    ids = np.random.default_rng(SEED).integers(0, whole.runtime.vocab_size, min(24, whole.runtime.max_length)).tolist()
+    cut = max(1, len(ids) // 2)
+    width = max(1, min(3, len(ids) - cut))
+    prefix, items = ids[:cut], [ids[i : i + width] for i in range(0, cut, width)]
+    difference = float(np.abs(apart.score_ids(prefix, items) - whole.score_ids(prefix, items)).max())
+    return _gate(difference == 0, difference, 0.0)
+
+
 def speed_gate(reference: Model, candidate: Model) -> tuple[dict[str, float | None], dict[str, Any]]:
     """Time of ``candidate`` over time of ``reference`` per phase (below 1 is faster; None: no such task), and the gate.
 

@@ -10,13 +10,14 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx_ir as ir
 
-from slmdeploy.building.scoring_graph import read_label_rows, write_score_graph
+from slmdeploy.building.scoring_graph import packed_variant, read_label_rows
 from slmdeploy.errors import CorruptArtifactError, GateError, InputError
 from slmdeploy.runtime.bundle import MANIFEST, read_runtime
 from slmdeploy.runtime.model import Model
@@ -73,42 +74,61 @@ def read_model(folder: Path) -> ir.Model:
     return model
 
 
-def write_model(model: ir.Model, folder: Path) -> None:
-    """Write ``model`` as model.onnx and model.onnx.data; its tensors then live in that file."""
+def write_models(models: Mapping[str, ir.Model], folder: Path) -> None:
+    """Write each model under its file name, and the tensors of all in model.onnx.data, where they live from then on."""
     places: dict[bytes, tuple[int, int]] = {}
     with (folder / DATA).open("wb") as file:
-        for name, value in model.graph.initializers.items():
-            tensor = value.const_value
-            assert tensor is not None
-            content = tensor.tobytes()
-            if len(content) < _INLINE_BYTES:
-                continue
-            key = hashlib.sha256(content).digest()
-            if key not in places:
-                file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
-                places[key] = (file.tell(), len(content))
-                file.write(content)
-            value.const_value = ir.ExternalTensor(
-                DATA, *places[key], tensor.dtype, shape=_shape(tensor), name=name, base_dir=folder
-            )
-    ir.save(model, folder / MODEL)
+        for model in models.values():
+            for value in model.graph.initializers.values():
+                _store(value, file, places, folder)
+    for name, model in models.items():
+        ir.save(model, folder / name)
+
+
+def _store(value: ir.Value, file: BinaryIO, places: dict[bytes, tuple[int, int]], folder: Path) -> None:
+    """Move an initializer's content to the end of ``file``, or to where the same content already is."""
+    tensor = value.const_value
+    assert tensor is not None
+    content = tensor.tobytes()
+    if len(content) < _INLINE_BYTES:
+        return
+    key = hashlib.sha256(content).digest()
+    if key not in places:
+        file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
+        places[key] = (file.tell(), len(content))
+        file.write(content)
+    value.const_value = ir.ExternalTensor(
+        DATA, *places[key], tensor.dtype, shape=_shape(tensor), name=value.name or "", base_dir=folder
+    )
 
 
 def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
     return ir.Shape(tuple(int(size) for size in tensor.shape.numpy()))
 
 
-def write_folder(model: ir.Model, graph: Path, folder: Path, *, precision: str, session: SessionOptions) -> None:
-    """Write ``model``, made from the graph folder ``graph``, into ``folder`` with all that goes along with it."""
+def write_folder(
+    model: ir.Model,
+    graph: Path,
+    folder: Path,
+    *,
+    precision: str,
+    session: SessionOptions,
+    scoring: ir.Model | None = None,
+) -> None:
+    """Write ``model``, made from the graph folder ``graph``, into ``folder`` with all that goes along with it.
+
+    The scoring graph, if ``graph`` has one, is derived from ``scoring``, or from ``model`` itself where that is None.
+    """
     for file in sorted(graph.iterdir()):
         if file.is_file() and file.name not in (MODEL, DATA, SCORE, RUNTIME, MANIFEST):
             shutil.copyfile(file, folder / file.name)
     runtime = json.loads((graph / RUNTIME).read_text(encoding="utf-8"))
-    runtime |= {"precision": precision, "session": session.model_dump(mode="json")}
+    runtime |= {"precision": precision, "session": session.model_dump(mode="json") | {"parallel_items": False}}
     (folder / RUNTIME).write_text(json.dumps(runtime, indent=1) + "\n", encoding="utf-8")
-    write_model(model, folder)
+    models = {MODEL: model}
     if (graph / SCORE).is_file():
-        write_score_graph(folder / MODEL, read_label_rows(graph / SCORE), folder / SCORE)
+        models[SCORE] = packed_variant(scoring or model, read_label_rows(graph / SCORE))
+    write_models(models, folder)
 
 
 def open_folder(folder: Path) -> Model:

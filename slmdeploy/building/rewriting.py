@@ -13,7 +13,7 @@ Constant = npt.NDArray[np.generic] | np.generic
 
 
 class Replacement:
-    """New nodes in front of ``node``; `finish` gives ``node``'s output to one of their values and removes ``node``."""
+    """New nodes in front of ``node``; `finish` gives ``node``'s outputs to their values and removes ``node``."""
 
     def __init__(self, node: ir.Node) -> None:
         graph = node.graph
@@ -33,7 +33,7 @@ class Replacement:
         return made
 
     def add(
-        self, operator: str, *inputs: ir.Value | None, name: str = "", domain: str = "", **attributes: int | float
+        self, operator: str, *inputs: ir.Value | None, name: str = "", domain: str = "", **attributes: float
     ) -> ir.Value:
         """Append one single-output node and return its output; two of an operator in one place need a ``name``."""
         name = f"{self._name}.{name or operator}"
@@ -42,11 +42,20 @@ class Replacement:
         self._graph.insert_before(self._node, node)
         return node.outputs[0]
 
-    def finish(self, value: ir.Value) -> None:
-        """Let ``value`` stand for the old node's output, keeping the output's name, type and shape; remove the node."""
-        old = self._node.outputs[0]
-        value.name, value.type, value.shape = old.name, old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    def split(self, source: ir.Value | None, sizes: ir.Value, parts: tuple[str, ...]) -> tuple[ir.Value, ...]:
+        """``source`` cut along its last axis into parts of these sizes."""
+        name = f"{self._name}.split"
+        node = ir.node("Split", [source, sizes], attributes={"axis": -1}, num_outputs=len(parts), name=name)
+        for value, part in zip(node.outputs, parts, strict=True):
+            value.name = f"{name}.{part}"
+        self._graph.insert_before(self._node, node)
+        return tuple(node.outputs)
+
+    def finish(self, *values: ir.Value) -> None:
+        """Let each value stand for one of the old node's outputs, keeping name, type and shape; remove the node."""
+        for old, value in zip(self._node.outputs, values, strict=True):
+            value.name, value.type, value.shape = old.name, old.type, old.shape
+            ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         self._graph.remove(self._node, safe=True)
 
 

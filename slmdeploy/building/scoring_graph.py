@@ -1,4 +1,4 @@
-"""Derives the scoring graph from the generating one: candidates packed behind one prefix, and only the label rows.
+"""Derives the scoring graph from the generating one: candidates in blocks behind one prefix, and only the label rows.
 
 Surgery on a finished graph rather than a second export, so that it serves the fp32 graph and every quantised build of
 it alike, and the weights stay in the one model.onnx.data that both files refer to. The head goes, whatever form it has
@@ -13,21 +13,22 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from slmdeploy.building.block_attention import BlockAttention
+from slmdeploy.building.rewriting import remove_unused_initializers
 from slmdeploy.errors import InputError
 
 HIDDEN = "model.norm.output"
 LABELS = "lm_head.labels"
 _ATTENTION = "GroupQueryAttention"
-_POSITION_IDS_INPUT, _ATTENTION_BIAS_INPUT = 9, 10
 
 
 def packed_variant(model: ir.Model, label_rows: NDArray[np.float32]) -> ir.Model:
     """A copy of a decoder graph that scores packed candidates; `model` itself stays as it is.
 
-    label_rows [hidden, labels] becomes the head. Adds the inputs position_ids int64 [batch, sequence] and
-    attention_bias float32 [1, 1, sequence, total] (0 where a token may look, very negative where not; added to the
-    causal mask), and replaces the output logits by label_logits float32 [rows, labels]. Raises InputError for a graph
-    without attention nodes or without the value at which its head is cut.
+    label_rows [hidden, labels] becomes the head. The graph runs one sequence: input_ids int64 [1, tokens]. Instead of
+    attention_mask it has the inputs of `BlockAttention`; past and present are rows float32 [1, length, kv_heads x D];
+    the output logits becomes label_logits float32 [rows, labels]. Raises InputError for a graph without attention nodes
+    or without the value at which its head is cut.
     """
     packed = model.clone()
     graph = packed.graph
@@ -35,15 +36,26 @@ def packed_variant(model: ir.Model, label_rows: NDArray[np.float32]) -> ir.Model
     hidden = next((value for node in graph for value in node.outputs if value.name == HIDDEN), None)
     if not attentions or hidden is None:
         raise InputError(f"the graph has no {_ATTENTION} node or no value {HIDDEN}: only slmdeploy's own can be packed")
-    position_ids = _input(graph, "position_ids", ir.DataType.INT64, ("batch", "sequence"))
-    attention_bias = _input(graph, "attention_bias", ir.DataType.FLOAT, (1, 1, "sequence", "total"))
+    blocks = BlockAttention(graph)
     for node in attentions:
-        node.resize_inputs(max(len(node.inputs), _ATTENTION_BIAS_INPUT + 1))
-        node.replace_input_with(_POSITION_IDS_INPUT, position_ids)
-        node.replace_input_with(_ATTENTION_BIAS_INPUT, attention_bias)
+        blocks.replace(node)
     _replace_head(graph, hidden, label_rows)
     RemoveUnusedNodesPass()(packed)
+    remove_unused_initializers(graph)
+    _declare_rows(graph)
     return packed
+
+
+def _declare_rows(graph: ir.Graph) -> None:
+    """Inputs and outputs as they are now: no mask, one sequence, and the KV cache as rows."""
+    mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    graph.inputs.remove(mask)
+    graph.inputs[0].shape = ir.Shape((1, "tokens"))
+    pasts = {str(value.name).removeprefix("past_key_values."): value for value in graph.inputs}
+    for value in graph.outputs[1:]:
+        past = pasts[str(value.name).removeprefix("present.")]
+        assert past.shape is not None
+        value.shape = ir.Shape((1, "present", past.shape[2]))
 
 
 def write_score_graph(model_path: Path, label_rows: NDArray[np.float32], out_path: Path) -> None:
@@ -58,12 +70,6 @@ def read_label_rows(score_path: Path) -> NDArray[np.float32]:
     if rows is None or rows.const_value is None:
         raise InputError(f"{score_path} has no initializer {LABELS}; export the checkpoint with the task score")
     return np.asarray(rows.const_value.numpy(), dtype=np.float32)
-
-
-def _input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-    graph.inputs.append(value)
-    return value
 
 
 def _replace_head(graph: ir.Graph, hidden: ir.Value, label_rows: NDArray[np.float32]) -> None:

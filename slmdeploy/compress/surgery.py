@@ -1,7 +1,7 @@
-"""Cuts MLP neurons and GQA groups out of a Llama model and makes the smaller, ordinary model of what is left.
+"""Cuts layers, MLP neurons and GQA groups out of a Llama model and makes the smaller, ordinary model of what is left.
 
 `masked` weights (removed groups zero) and cut weights compute the same function; `max_difference` checks that. The kept
-indices are always given, never inferred from zeros. Knows nothing of why a group was chosen.
+indices are always given, never inferred from zeros. Knows nothing of why a layer or a group was chosen.
 """
 
 import copy
@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# Config fields that hold one entry per layer; by name, because a list of that length may be something else.
+PER_LAYER = ("layer_types", "mlp_layer_types")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,23 @@ def shape_of(config: Any) -> Shape:
     )
 
 
+def shorten(model: Any, kept: list[int]) -> Any:
+    """A new model with only the layers ``kept``, in rising order and counted anew from 0; ``model`` is left as it is.
+
+    The layers that go may have been replaced by something else in ``model`` already.
+    """
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = len(kept)
+    for name in PER_LAYER:
+        if (entries := getattr(config, name, None)) is not None:
+            setattr(config, name, [entries[index] for index in kept])
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.layers.")}
+    for place, index in enumerate(kept):
+        layer = model.model.layers[index].state_dict()
+        state.update({f"model.layers.{place}.{name}": tensor for name, tensor in layer.items()})
+    return _made(model, config, state)
+
+
 def cut(model: Any, kept: list[Kept]) -> Any:
     """A new model with only the kept groups of every layer; ``model`` is left as it is.
 
@@ -57,10 +77,15 @@ def cut(model: Any, kept: list[Kept]) -> Any:
     config.num_key_value_heads = len(kept[0].kv_heads)
     config.num_attention_heads = len(kept[0].kv_heads) * shape.queries_per_kv
     config.head_dim = shape.head_dim  # otherwise derived from the head count, and wrong
-    smaller = type(model)(config)
     state = dict(model.state_dict())
     for index, layer in enumerate(kept):
         state.update(_cut_layer(state, f"model.layers.{index}.", layer, shape))
+    return _made(model, config, state)
+
+
+def _made(model: Any, config: Any, state: dict[str, Tensor]) -> Any:
+    """A model of the class, dtype and generation settings of ``model`` with another config and other tensors."""
+    smaller = type(model)(config)
     smaller.load_state_dict(state)
     smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller.to(next(model.parameters()).dtype).eval()

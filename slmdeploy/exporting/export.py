@@ -138,7 +138,7 @@ def _runtime(
         "bos_token_id": spec.bos_token_id,
         "eos_token_ids": list(end_ids),
         "score": None if label_ids is None else {"labels": list(labels), "label_ids": list(label_ids)},
-        "session": {"threads": 0, "spinning": True},
+        "session": {"threads": 0, "spinning": True, "parallel_items": False},
         "precision": "fp32",
     }
 

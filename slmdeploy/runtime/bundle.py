@@ -67,7 +67,7 @@ class RuntimeConfig:
     """runtime.json, checked: everything that running the graphs of a folder needs to know about them.
 
     kv_heads has one entry per layer (pruning may leave unequal ones); max_length is the context in tokens;
-    threads 0 means ONNX Runtime's own choice, one per physical core.
+    threads 0 means one per physical core; parallel_items lets a scorer run shares of the items side by side.
     """
 
     tasks: tuple[str, ...]
@@ -81,6 +81,7 @@ class RuntimeConfig:
     score: ScoreConfig | None
     threads: int
     spinning: bool
+    parallel_items: bool
     precision: str
 
 
@@ -209,6 +210,7 @@ def read_runtime(path: Path | str) -> RuntimeConfig:
         score=_score(fields, vocab),
         threads=session.integer("threads", 0, 4096),
         spinning=session.boolean("spinning"),
+        parallel_items=session.boolean("parallel_items"),
         precision=fields.string("precision", 64),
     )
     session.finish()

@@ -48,7 +48,7 @@ class Decoder:
         """Counts the sequences begun, so that whoever continues one can tell that the cache still holds it."""
         self._path = folder / GRAPH
         self._session = open_session(self._path, threads=threads, spinning=config.spinning)
-        check_interface(self._session, self._path, config, {}, "logits")
+        check_interface(self._session, self._path, config, {"attention_mask": "int64"}, "logits")
         self._masks: list[ort.OrtValue] = []
         self._token = np.zeros((1, 1), np.int64)
         self._flat_token = self._token.reshape(-1)

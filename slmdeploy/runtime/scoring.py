@@ -1,47 +1,81 @@
-"""Scores many items behind one prefix with score.onnx: the prefix is computed once, the items are packed behind it.
+"""Scores many items behind one prefix with score.onnx: the prefix is computed once, items stand in blocks behind it.
 
-A pack is one sequence in which each item restarts its positions at the end of the prefix and an attention bias hides
-the items from each other, so every item sees what it would see alone (multi-item scoring; the results differ by
-rounding only). Packs are bounded by the context and by PACK_TOKENS. Prefix and pack are two runs: GroupQueryAttention
-ignores position_ids while the past is empty, and one run over both was not faster. Knows nothing of text; label logits
-come out as the graph gives them.
+A run takes the prefix, or what an earlier run has kept of it, and as many items as RUN_TOKENS allows (multi-item
+scoring; results differ from one by one by rounding only). Small models gain little from several threads inside one
+operator, so a build may ask for lanes: as many runs side by side as there are threads, each on its share of the items
+and on one thread (`parallel_items` of runtime.json, measured when the build is made). A short prefix is then computed
+by each lane; a long one once, by all threads. Knows nothing of text; label logits come out as the graph gives them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 
+from .blocks import lay_out, pack, shares, slots_for
 from .bundle import RuntimeConfig, ScoreConfig
-from .decoding import token_array, width_masks
+from .decoding import token_array
 from .errors import CorruptArtifactError, InputError
-from .kv import KvCache
-from .session import Binding, as_value, check_interface, open_session
+from .session import Binding, as_value, check_interface, kv_names, open_session, physical_cores
 
 GRAPH = "score.onnx"
-PACK_TOKENS = 128
-"""Tokens in a pack: measured from 1 to 1024 at 5M and 30M parameters, 64 to 192 are within noise and fastest."""
-_HIDDEN = np.float32(-1e9)
+RUN_TOKENS = 256
+"""Tokens of items in a run, and of the prefix where it is long: more gain nothing and leave the cache."""
+LANE_PREFIX = 64
+"""A prefix up to this is computed by every lane rather than once by all threads: half a pack costs more than that."""
 
+_INPUTS = {
+    "position_ids": "int64",
+    "query_tokens": "int64",
+    "key_tokens": "int64",
+    "attention_bias": "float",
+    "token_blocks": "int64",
+    "token_slots": "int64",
+}
 Ids = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of the prefix's first `length` tokens, one float32 [1, length, kv_heads x head_dim] per input."""
+
+    length: int
+    rows: list[npt.NDArray[np.float32]]
 
 
 class Scorer:
-    """score.onnx with a KV cache that holds the prefix."""
+    """score.onnx, in one or several lanes."""
 
     def __init__(self, folder: Path, config: RuntimeConfig, score: ScoreConfig, threads: int) -> None:
-        self._config = config
+        self._config, self._path, self._threads = config, folder / GRAPH, threads
         self._labels = len(score.label_ids)
-        self._path = folder / GRAPH
-        self._session = open_session(self._path, threads=threads, spinning=config.spinning)
-        packing = {"position_ids": "int64", "attention_bias": "float"}
-        check_interface(self._session, self._path, config, packing, "label_logits")
-        self._cache = KvCache(config)
-        self._binding = Binding(self._session, self._path)
-        self._masks = width_masks(0)
+        self._lane_count = (threads or physical_cores()) if config.parallel_items else 1
 
-    def score(self, prefix: Ids, items: Sequence[Ids]) -> npt.NDArray[np.float32]:
+    @cached_property
+    def _wide(self) -> "Lane":
+        """All threads inside each operator."""
+        return self._open(self._threads, 1)[0]
+
+    @cached_property
+    def _lanes(self) -> "list[Lane]":
+        return self._open(1, self._lane_count)
+
+    @cached_property
+    def _workers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._lane_count - 1, thread_name_prefix="slmdeploy-lane")
+
+    def _open(self, threads: int, count: int) -> "list[Lane]":
+        session = open_session(self._path, threads=threads, spinning=self._config.spinning)
+        check_interface(session, self._path, self._config, _INPUTS, "label_logits", kv_rows=True)
+        return [Lane(session, self._path, self._config, self._labels) for _ in range(count)]
+
+    def score(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
         """Label logits at the last token of each item behind the prefix, float32 [items, labels]."""
         room = self._config.max_length - prefix.size
         for i, item in enumerate(items):
@@ -50,65 +84,97 @@ class Scorer:
                     f"Item {i} has {item.size} tokens behind a prefix of {prefix.size}, but the context of this model "
                     f"holds {self._config.max_length}: shorten it."
                 )
-        packs = list(pack([item.size for item in items], min(room, PACK_TOKENS)))
-        self._reserve(prefix.size + max(sum(items[i].size for i in one) for one in packs))
-        self._cache.truncate(0)
-        self._run(prefix, np.arange(prefix.size), np.zeros((prefix.size, prefix.size), np.float32), np.arange(0))
-        self._cache.advance(prefix.size)
-        scores = np.concatenate([self._run_pack([items[i] for i in one]) for one in packs])
+        if 1 < self._lane_count <= len(items):
+            scores = self._score_in_lanes(prefix, items)
+        else:
+            scores = self._wide.score(prefix, items)
         if not np.isfinite(scores).all():
             raise CorruptArtifactError(f"{self._path} computes NaN or infinity; its weights are damaged.")
         return scores
 
-    def _reserve(self, tokens: int) -> None:
-        if self._cache.reserve(tokens):
-            self._masks = width_masks(self._cache.capacity)
-            self._cache.bind(self._binding)
+    def _score_in_lanes(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
+        sizes = [item.size for item in items]
+        parts = [[items[i] for i in one] for one in shares(sizes, self._lane_count)]
+        past = None if prefix.size <= LANE_PREFIX else self._wide.prefill(prefix)
+        waiting = [
+            self._workers.submit(lane.score, prefix, share, past)
+            for lane, share in zip(self._lanes[1:], parts[1:], strict=False)
+        ]
+        try:
+            own = self._lanes[0].score(prefix, parts[0], past)
+        finally:
+            others = [future.exception() or future.result() for future in waiting]
+        failure = next((one for one in others if isinstance(one, BaseException)), None)
+        if failure is not None:
+            raise failure
+        return np.concatenate([own, *(one for one in others if not isinstance(one, BaseException))])
 
-    def _run_pack(self, items: Sequence[Ids]) -> npt.NDArray[np.float32]:
-        sizes = np.array([item.size for item in items])
-        prefix = self._cache.length
-        positions = np.concatenate([np.arange(prefix, prefix + size) for size in sizes])
-        bias = packing_bias(sizes, prefix)
-        return self._run(np.concatenate(items), positions, bias, np.cumsum(sizes) - 1)
 
-    def _run(self, ids: Ids, positions: Ids, bias: npt.NDArray[np.float32], asked: Ids) -> npt.NDArray[np.float32]:
-        """One run behind what the cache holds; it is not counted in the cache, so the next run overwrites it."""
-        result = np.empty((asked.size, self._labels), np.float32)
-        self._binding.set_input("input_ids", as_value(ids.reshape(1, -1)))
-        self._binding.set_input("position_ids", as_value(positions.reshape(1, -1)))
-        self._binding.set_input("attention_mask", self._masks[self._cache.length + ids.size])
-        self._binding.set_input("attention_bias", as_value(bias.reshape(1, 1, *bias.shape)))
-        self._binding.set_input("logits_positions", as_value(asked))
+class Lane:
+    """Bindings to one session for one run at a time; lanes of one session may run side by side."""
+
+    def __init__(self, session: ort.InferenceSession, path: Path, config: RuntimeConfig, labels: int) -> None:
+        self._binding = Binding(session, path)
+        self._limit, self._labels = config.max_length, labels
+        self._past_names, self._present_names = kv_names(config.layers)
+        self._widths = [heads * config.head_dim for heads in config.kv_heads for _ in range(2)]
+        self._nothing = Past(0, [np.zeros((1, 0, width), np.float32) for width in self._widths])
+        self._past = self._bind(self._nothing)
+
+    def score(self, prefix: Ids, items: Sequence[Ids], past: Past | None = None) -> Scores:
+        """Label logits of the items; `past` is what is known of the whole prefix, None if nothing."""
+        room = min(RUN_TOKENS, self._limit - prefix.size)
+        packs = [[items[i] for i in one] for one in pack([item.size for item in items], room)]
+        if past is None and prefix.size > RUN_TOKENS:
+            past = self.prefill(prefix)
+        results = []
+        for i, one in enumerate(packs):
+            new = prefix if past is None else prefix[:0]
+            scores, present = self._run(past or self._nothing, new, one, keep=past is None and i + 1 < len(packs))
+            past = present or past
+            results.append(scores)
+        return np.concatenate(results)
+
+    def prefill(self, prefix: Ids) -> Past:
+        """Keys and values of the whole prefix."""
+        past = self._nothing
+        for start in range(0, prefix.size, RUN_TOKENS):
+            _, present = self._run(past, prefix[start : start + RUN_TOKENS], [], keep=True)
+            assert present is not None
+            past = present
+        return past
+
+    def _run(self, past: Past, prefix: Ids, items: Sequence[Ids], *, keep: bool) -> tuple[Scores, Past | None]:
+        """One run; with `keep` also the past that has `prefix` behind it."""
+        sizes = [item.size for item in items]
+        seen = past.length + prefix.size
+        layout = lay_out(past.length, prefix.size, sizes, slots_for(seen, prefix.size, sizes))
+        if past is not self._past:
+            self._past = self._bind(past)
+        result = np.empty((len(items), self._labels), np.float32)
+        inputs = {
+            "input_ids": np.concatenate([prefix, *items])[None],
+            "logits_positions": prefix.size + np.cumsum(sizes, dtype=np.int64) - 1,
+            **layout,
+        }
+        for name, array in inputs.items():
+            self._binding.set_input(name, as_value(array))
+        self._binding.clear_outputs()
         self._binding.set_output("label_logits", as_value(result))
+        kept = self._bind_present(seen + sum(sizes)) if keep else []
         self._binding.run()
-        return result
+        return result, Past(seen, [rows[:, :seen] for rows in kept]) if keep else None
 
+    def _bind(self, past: Past) -> Past:
+        for name, rows in zip(self._past_names, past.rows, strict=True):
+            self._binding.set_input(name, as_value(rows))
+        return past
 
-def pack(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Indices of items, in their order, in packs of about equal size and at most `limit` tokens.
-
-    An item longer than the limit is a pack of its own. Equal packs, because attention grows with the square of a pack.
-    """
-    tokens = sum(sizes)
-    share = tokens / -(-tokens // limit)
-    current: list[int] = []
-    total = 0
-    for i, size in enumerate(sizes):
-        if current and (total + size > limit or total + size / 2 > share):
-            yield current
-            current, total = [], 0
-        current.append(i)
-        total += size
-    yield current
-
-
-def packing_bias(sizes: npt.NDArray[np.int64], prefix: int) -> npt.NDArray[np.float32]:
-    """Attention bias float32 [tokens, prefix + tokens]: 0 to the prefix and the own item, -1e9 to the other items."""
-    owner = np.repeat(np.arange(sizes.size), sizes)
-    bias = np.zeros((owner.size, prefix + owner.size), np.float32)
-    bias[:, prefix:][owner[:, None] != owner] = _HIDDEN
-    return bias
+    def _bind_present(self, length: int) -> list[npt.NDArray[np.float32]]:
+        present = [np.empty((1, length, width), np.float32) for width in self._widths]
+        for name, rows in zip(self._present_names, present, strict=True):
+            self._binding.set_output(name, as_value(rows))
+        return present
 
 
 def token_arrays(items: Sequence[Sequence[int]], vocab_size: int) -> list[Ids]:

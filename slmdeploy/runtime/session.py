@@ -6,6 +6,7 @@ shape, and ONNX Runtime would plan and keep one pattern for each. A graph that d
 outputs are not those that runtime.json calls for, is a CorruptArtifactError; nothing is guessed.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,14 +56,33 @@ def _sentence(path: Path, what: str, error: Exception) -> CorruptArtifactError |
     return CorruptArtifactError(f"{path} {what}; make or unpack it again (ONNX Runtime says: {reason}).")
 
 
+def physical_cores() -> int:
+    """Cores that this process may use, counting one for the hardware threads of a core; Linux only, else CPUs."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = set()
+    for cpu in allowed:
+        try:
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            return len(allowed)
+    return len(siblings)
+
+
 def check_interface(
-    session: ort.InferenceSession, path: Path, config: RuntimeConfig, extra_inputs: Mapping[str, str], output: str
+    session: ort.InferenceSession,
+    path: Path,
+    config: RuntimeConfig,
+    extra_inputs: Mapping[str, str],
+    output: str,
+    *,
+    kv_rows: bool = False,
 ) -> None:
     """Refuse a graph whose inputs, outputs, element types or KV shapes are not those of runtime.json.
 
-    extra_inputs: names and element types beside input_ids, attention_mask, logits_positions and the past.
+    extra_inputs: names and element types beside input_ids, logits_positions and the past. kv_rows: the past is
+    [1, length, heads x head_dim] rather than [batch, heads, length, head_dim].
     """
-    types = {"input_ids": "int64", "attention_mask": "int64", "logits_positions": "int64"} | dict(extra_inputs)
+    types = {"input_ids": "int64", "logits_positions": "int64"} | dict(extra_inputs)
     past, present = (dict.fromkeys(names, "float") for names in kv_names(config.layers))
     found_inputs = {node.name: node for node in session.get_inputs()}
     found_outputs = {node.name: node for node in session.get_outputs()}
@@ -75,11 +95,13 @@ def check_interface(
             if found[name].type != f"tensor({element})":
                 raise CorruptArtifactError(f"{path}: {name} is {found[name].type}, not tensor({element}); rebuild it.")
     for name, heads in zip(past, (heads for heads in config.kv_heads for _ in range(2)), strict=True):
-        shape = found_inputs[name].shape
-        if len(shape) != 4 or shape[1] not in (heads, None) or shape[3] not in (config.head_dim, None):
+        shape, dim = found_inputs[name].shape, config.head_dim
+        wanted_shape = [1, "length", heads * dim] if kv_rows else ["batch", heads, "length", dim]
+        fixed = [(found, size) for found, size in zip(shape, wanted_shape, strict=False) if isinstance(size, int)]
+        if len(shape) != len(wanted_shape) or any(found not in (size, None) for found, size in fixed):
+            expected = ", ".join(map(str, wanted_shape))
             raise CorruptArtifactError(
-                f"{path}: {name} has shape {shape}, not [batch, {heads}, length, "
-                f"{config.head_dim}] as runtime.json says; rebuild it."
+                f"{path}: {name} has shape {shape}, not [{expected}] as runtime.json says; rebuild it."
             )
 
 
@@ -108,6 +130,10 @@ class Binding:
     def set_output(self, name: str, value: ort.OrtValue) -> None:
         """Write `name` into this memory in the runs to come; its shape must be the one that the graph computes."""
         self._binding.bind_ortvalue_output(name, value)
+
+    def clear_outputs(self) -> None:
+        """Compute nothing that is not asked for anew."""
+        self._binding.clear_binding_outputs()
 
     def run(self) -> None:
         """One run of the graph over what is bound."""

@@ -68,17 +68,8 @@ def relative_error(found: Array, exact: Array) -> float:
 
 
 def write_graph(folder: Path, *, tied: bool = False, **sizes: Any) -> Path:
-    """A graph folder as export writes it: the tiny decoder with its head's input named, so that it can be scored."""
+    """A graph folder as export writes it: the tiny decoder, with an embedding that is also the head if `tied`."""
     write_tiny_graph(folder, kind="graph", **sizes)
-    for file in (folder / "model.onnx", folder / "score.onnx"):
-        if not file.is_file():
-            continue
-        model = onnx.load(file, load_external_data=False)
-        for node in model.graph.node:
-            for names in (node.input, node.output):
-                for i, name in enumerate(names):
-                    names[i] = "model.norm.output" if name == "asked" else name
-        file.write_bytes(model.SerializeToString())
     if tied:
         model = onnx.load(folder / "model.onnx")
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -60,14 +60,15 @@ def test_a_shipped_profile_gives_a_build_that_runs_and_is_near_its_graph(
     artifact = build(graph, profile=shipped, target=EVERYTHING, out=tmp_path / "out")
     assert artifact.kind == "build"
     assert artifact.plan["target"] == "able"
-    assert set(artifact.result) == {"passed", "gates", "quality", "parity", "speed", "parts", "kept"}
+    keys = {"passed", "gates", "quality", "parity", "speed", "scoring", "parts", "kept"}
+    assert set(artifact.result) == keys | ({"scoring_form"} if shipped.scoring else set())
     found, reference = load(artifact.path, threads=1), load(graph, threads=1)
     exact, scores = reference.logits(IDS), reference.score_ids(IDS, [[7, 8], [9]])
     limit = {"cpu-fp32": 1e-6, "cpu-int4": 0.3}.get(shipped.name, 0.05) * np.abs(exact).max()
     np.testing.assert_allclose(found.logits(IDS), exact, atol=limit)
     np.testing.assert_allclose(found.score_ids(IDS, [[7, 8], [9]]), scores, atol=limit)
     runtime = json.loads((artifact.path / "runtime.json").read_text())
-    assert runtime["session"] == shipped.session.model_dump()
+    assert runtime["session"] == shipped.session.model_dump() | {"parallel_items": False}
     assert runtime["tasks"] == ["generate", "score"]
 
 
@@ -84,6 +85,39 @@ def test_the_result_says_what_was_done_and_how_good_it_is(graph: Path, tmp_path:
     assert any("batch" in rung["name"] for rung in result["parity"])
     assert set(result["gates"]) == {"kl", "top1_agreement", "ppl_ratio", "parity", "speed"}
     assert result["gates"]["kl"] == {"passed": True, "value": result["quality"]["kl"], "limit": 10.0}
+
+
+def test_a_split_build_generates_with_one_form_and_scores_with_the_other(graph: Path, tmp_path: Path) -> None:
+    w8a8 = {"scheme": "w8a8", "bits": 8}
+    forms = {"int4": profile(INT4, gate=LENIENT), "w8a8": profile(w8a8, gate=LENIENT)}
+    alone = {name: load(build(graph, profile=form, out=tmp_path / name).path) for name, form in forms.items()}
+    artifact = build(graph, profile=profile(INT4, scoring=w8a8, gate=LENIENT), out=tmp_path / "split")
+    split = load(artifact.path)
+    np.testing.assert_array_equal(split.logits(IDS), alone["int4"].logits(IDS))
+    np.testing.assert_array_equal(split.score_ids(IDS, [[7], [8, 9]]), alone["w8a8"].score_ids(IDS, [[7], [8, 9]]))
+    assert split.runtime.precision == "int4+w8a8"
+    assert artifact.result["gates"]["split"] == {"passed": True, "value": 0.0, "limit": 0.0}
+    assert {"kl", "scoring kl", "parity", "scoring parity"} <= set(artifact.result["gates"])
+    assert artifact.result["scoring_form"]["parts"]["model.layers.0.mlp.down_proj"] == "w8a8"
+    sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("*.data")) for name in ("int4", "w8a8")]
+    data = sorted(artifact.path.glob("*.data"))
+    assert [file.name for file in data] == ["model.onnx.data"]
+    assert data[0].stat().st_size < sum(sizes), "embedding and norms are stored once"
+
+
+def test_a_failed_gate_of_the_scoring_form_fails_the_split_build(graph: Path, tmp_path: Path) -> None:
+    strict = profile({"scheme": "fp32"}, scoring=INT4, gate={"max_kl": 1e-9, "min_top1": 1.0, "max_ppl_ratio": 1.0})
+    result = build(graph, profile=strict, out=tmp_path / "out").result
+    assert not result["passed"]
+    assert result["gates"]["kl"]["passed"]
+    assert not result["gates"]["scoring kl"]["passed"]
+
+
+def test_a_form_for_scoring_needs_a_graph_that_scores(tmp_path: Path) -> None:
+    generating = write_graph(tmp_path / "graph", tasks=("generate",))
+    with pytest.raises(InputError, match=r"profile 'mine' has a form of its own for scoring, and .*graph has no task"):
+        build(generating, profile=profile(INT4, scoring={"scheme": "w8a8", "bits": 8}), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_graph_as_it_is_needs_no_measurement(graph: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_equal_contents_are_stored_once_and_small_ones_inline(tmp_path: Path) ->
     weight = normal(32, 32)
     model = linear(weight, weight.copy(), normal(32, 32, seed=1))
     model.graph.register_initializer(constant("small", np.ones(3, np.float32)))
-    engine.write_model(model, tmp_path)
+    engine.write_models({"model.onnx": model}, tmp_path)
     assert (tmp_path / engine.DATA).stat().st_size == 2 * weight.nbytes
     back = engine.read_model(tmp_path)
     for name, seed in (("layer0.weight", 0), ("layer1.weight", 0), ("layer2.weight", 1)):
@@ -88,7 +88,7 @@ def test_a_tied_embedding_and_head_quantised_alike_share_their_bytes(tmp_path: P
         model = engine.read_model(graph)
         quantize(model, dict.fromkeys(plan, form))
         (tmp_path / name).mkdir()
-        engine.write_model(model, tmp_path / name)
+        engine.write_models({"model.onnx": model}, tmp_path / name)
         sizes[name] = (tmp_path / name / engine.DATA).stat().st_size
     assert sizes["head"] - sizes["both"] == 272 * 64 * 4  # the fp32 table goes, and its 8-bit form costs nothing
 
@@ -100,7 +100,7 @@ def test_a_graph_that_is_no_onnx_is_corrupt(tmp_path: Path) -> None:
 
 
 def test_a_graph_whose_data_is_too_short_is_corrupt(tmp_path: Path) -> None:
-    engine.write_model(linear(normal(32, 32)), tmp_path)
+    engine.write_models({"model.onnx": linear(normal(32, 32))}, tmp_path)
     (tmp_path / engine.DATA).write_bytes(b"short")
     with pytest.raises(CorruptArtifactError, match=r"model\.onnx cannot be read"):
         engine.read_model(tmp_path)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from slmdeploy.building.scoring_graph import packed_variant, read_label_rows, write_score_graph
 from slmdeploy.errors import InputError
 from slmdeploy.exporting.decoder import build_decoder
+from slmdeploy.runtime.blocks import Layout, lay_out
 from tests.exporting.checkpoints import FakeWeights
 from tests.exporting.test_decoder import SPEC, run
 
@@ -34,30 +35,22 @@ def graphs(tmp_path: Path) -> Path:
 
 
 def score_packed(path: Path) -> NDArray[np.float32]:
-    """Label logits of all items in one call behind the prefix, as the runtime packs them."""
+    """Label logits of all items in one run behind the prefix that another run has computed."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    empty = np.zeros((1, 2, 0, SPEC.head_dim), np.float32)
     names = [f"{i}.{part}" for i in range(2) for part in ("key", "value")]
     count, sizes = len(PREFIX), [len(item) for item in ITEMS]
-    prefix = {
-        "input_ids": np.array([PREFIX]),
-        "attention_mask": np.ones((1, count), np.int64),
-        "logits_positions": np.zeros(0, np.int64),
-        "position_ids": np.arange(count)[None],
-        "attention_bias": np.zeros((1, 1, count, count), np.float32),
-    } | {f"past_key_values.{name}": empty for name in names}
-    _, *presents = session.run(None, prefix)
-    owner = np.repeat(np.arange(len(ITEMS)), sizes)
-    bias = np.zeros((1, 1, len(owner), count + len(owner)), np.float32)
-    bias[0, 0, :, count:][owner[:, None] != owner] = -1e9
-    packed = {
-        "input_ids": np.concatenate(ITEMS)[None],
-        "attention_mask": np.ones((1, count + len(owner)), np.int64),
-        "logits_positions": np.cumsum(sizes) - 1,
-        "position_ids": np.concatenate([count + np.arange(size) for size in sizes])[None],
-        "attention_bias": bias,
-    } | {f"past_key_values.{name}": present for name, present in zip(names, presents, strict=True)}
-    scores: NDArray[np.float32] = session.run(["label_logits"], packed)[0]
+
+    def feed(ids: list[int], asked: NDArray[np.int64], layout: Layout, past: list[NDArray[np.float32]]) -> dict:
+        inputs = {"input_ids": np.array([ids]), "logits_positions": asked} | layout
+        return inputs | {f"past_key_values.{name}": rows for name, rows in zip(names, past, strict=True)}
+
+    widths = [layer.kv_heads * SPEC.head_dim for layer in SPEC.layers for _ in range(2)]
+    empty = [np.zeros((1, 0, width), np.float32) for width in widths]
+    _, *presents = session.run(None, feed(PREFIX, np.zeros(0, np.int64), lay_out(0, count, [], 3), empty))
+    ids = [token for item in ITEMS for token in item]
+    scores: NDArray[np.float32] = session.run(
+        ["label_logits"], feed(ids, np.cumsum(sizes) - 1, lay_out(count, 0, sizes, 4), presents)
+    )[0]
     return scores
 
 
@@ -72,7 +65,9 @@ def test_interface_of_the_scoring_graph() -> None:
     original = decoder()
     before = [value.name for value in original.graph.inputs]
     packed = packed_variant(original, head_rows()).graph
-    assert [value.name for value in packed.inputs] == [*before, "position_ids", "attention_bias"]
+    blocks = ["position_ids", "query_tokens", "key_tokens", "attention_bias", "token_blocks", "token_slots"]
+    assert [value.name for value in packed.inputs] == [name for name in before if name != "attention_mask"] + blocks
+    assert {node.op_type for node in packed} & {"GroupQueryAttention", "ReduceSum"} == set()
     assert [value.name for value in packed.outputs][:2] == ["label_logits", "present.0.key"]
     assert "lm_head.weight" not in packed.initializers
     assert packed.initializers["lm_head.labels"].shape == (SPEC.hidden, 2)

@@ -52,7 +52,7 @@ def fake_build(folder, pace, *, tasks=("generate", "score"), passed=True):
         "bos_token_id": None,
         "eos_token_ids": [1],
         "score": {"labels": [" no", " yes"], "label_ids": [2, 3]} if "score" in tasks else None,
-        "session": {"threads": 0, "spinning": True},
+        "session": {"threads": 0, "spinning": True, "parallel_items": False},
         "precision": "int8",
     }
     with writing(folder, kind="build", plan={"profile": {"name": "cpu-int8"}, "pace": pace}, inputs={}) as draft:

@@ -29,7 +29,7 @@ SOUND_RUNTIME: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_ids": [1],
     "score": {"labels": [" no", " yes"], "label_ids": [12, 34]},
-    "session": {"threads": 0, "spinning": True},
+    "session": {"threads": 0, "spinning": True, "parallel_items": False},
     "precision": "fp32",
 }
 
@@ -229,9 +229,15 @@ def test_a_sound_runtime_is_read_whole(tmp_path: Path) -> None:
         ({"eos_token_ids": [100]}, "eos_token_ids must be a list of token ids from 0 to 99"),
         ({"score": {"labels": [" no"], "label_ids": [1, 2]}}, r"score\.labels must be a list of two words"),
         ({"score": {"labels": [" no", " yes"], "label_ids": [1]}}, r"score\.label_ids must be a list"),
-        ({"session": {"threads": -1, "spinning": True}}, r"session\.threads must be an integer from 0"),
-        ({"session": {"threads": 1, "spinning": 1}}, r"session\.spinning must be true or false"),
-        ({"session": {"threads": 1, "spinning": True, "x": 1}}, r"session\.x is not known"),
+        (
+            {"session": {"threads": -1, "spinning": True, "parallel_items": False}},
+            r"session\.threads must be an integer from 0",
+        ),
+        (
+            {"session": {"threads": 1, "spinning": 1, "parallel_items": False}},
+            r"session\.spinning must be true or false",
+        ),
+        ({"session": {"threads": 1, "spinning": True, "parallel_items": False, "x": 1}}, r"session\.x is not known"),
         ({"colour": "red"}, "colour is not known"),
     ],
 )

@@ -1,28 +1,61 @@
-"""Packed scoring equals scoring one by one, and both equal the logits of the whole model."""
+"""Scoring in blocks, packs and lanes equals scoring one by one, and all equal the logits of the whole model."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from slmdeploy.runtime import scoring
-from slmdeploy.runtime.errors import InputError
+from slmdeploy.runtime.errors import CorruptArtifactError, InputError
 from slmdeploy.runtime.model import Model
-from slmdeploy.runtime.scoring import pack, packing_bias
 
 RNG = np.random.default_rng(3)
 PREFIX = [0, *RNG.integers(2, 200, 9).tolist()]
 ITEMS = [RNG.integers(2, 200, size).tolist() for size in (3, 1, 8, 5, 2, 13, 1)]
 
 
-@pytest.mark.parametrize("pack_tokens", [1, 9, 20, 128])
-def test_packed_equals_one_by_one(model: Model, monkeypatch: pytest.MonkeyPatch, pack_tokens: int) -> None:
+@pytest.mark.parametrize("run_tokens", [1, 4, 9, 20, 256])
+def test_packed_equals_one_by_one(model: Model, monkeypatch: pytest.MonkeyPatch, run_tokens: int) -> None:
     one_by_one = np.concatenate([model.score_ids(PREFIX, [item]) for item in ITEMS])
-    monkeypatch.setattr(scoring, "PACK_TOKENS", pack_tokens)
+    monkeypatch.setattr(scoring, "RUN_TOKENS", run_tokens)
     packed = model.score_ids(PREFIX, ITEMS)
     assert packed.shape == (len(ITEMS), 2)
     assert packed.dtype == np.float32
     assert np.abs(packed - one_by_one).max() < 1e-4
+
+
+@pytest.mark.parametrize("lane_prefix", [0, 64], ids=["prefix by all threads", "prefix in each lane"])
+@pytest.mark.parametrize("threads", [2, 3])
+def test_lanes_give_the_same_scores_in_the_same_order(
+    tiny: Path, model: Model, monkeypatch: pytest.MonkeyPatch, lane_prefix: int, threads: int
+) -> None:
+    monkeypatch.setattr(scoring, "LANE_PREFIX", lane_prefix)
+    monkeypatch.setattr(scoring, "RUN_TOKENS", 9)
+    config = replace(model.runtime, parallel_items=True)
+    lanes = Model(tiny, config, model.tokenizer, threads)
+    for items in (ITEMS, ITEMS[:threads], ITEMS[:1], [ITEMS[2], *ITEMS[:2]]):
+        assert np.abs(lanes.score_ids(PREFIX, items) - model.score_ids(PREFIX, items)).max() < 1e-4
+
+
+def test_a_failure_in_a_lane_reaches_the_caller_and_the_next_request_works(
+    tiny: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes = Model(tiny, replace(model.runtime, parallel_items=True), model.tokenizer, 2)
+    expected = lanes.score_ids(PREFIX, ITEMS)
+    run = scoring.Lane.score
+
+    def failing(lane: scoring.Lane, *arguments: object) -> object:
+        if threading.current_thread() is not threading.main_thread():
+            raise CorruptArtifactError("a lane failed")
+        return run(lane, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scoring.Lane, "score", failing)
+    with pytest.raises(CorruptArtifactError, match="a lane failed"):
+        lanes.score_ids(PREFIX, ITEMS)
+    monkeypatch.setattr(scoring.Lane, "score", run)
+    assert np.array_equal(lanes.score_ids(PREFIX, ITEMS), expected)
 
 
 def test_scores_are_the_whole_models_logits_of_the_label_words(model: Model) -> None:
@@ -59,19 +92,3 @@ def test_what_cannot_be_scored_is_refused(model: Model) -> None:
         model.score_ids(PREFIX, [])
     with pytest.raises(InputError, match="There are no tokens"):
         model.score_ids(PREFIX, [[]])
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 64))
-def test_packs_hold_every_item_once_in_order_within_the_limit(sizes: list[int], limit: int) -> None:
-    packs = list(pack(sizes, limit))
-    assert [i for one in packs for i in one] == list(range(len(sizes)))
-    assert all(len(one) == 1 or sum(sizes[i] for i in one) <= limit for one in packs)
-
-
-def test_packs_are_of_about_equal_size() -> None:
-    assert [len(one) for one in pack([16] * 10, 128)] == [5, 5]
-
-
-def test_the_bias_hides_items_from_each_other_alone() -> None:
-    hidden = packing_bias(np.array([2, 1]), 3) < 0
-    assert hidden.astype(int).tolist() == [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 1, 0]]

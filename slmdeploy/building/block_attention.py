@@ -1,0 +1,151 @@
+"""Attention of many short pieces behind one prefix, in plain operators: what the scoring graph has for each layer.
+
+GroupQueryAttention computes every token against every other of a pack and throws most of it away by a bias. Here the
+tokens of a run are laid out in blocks of a few whole pieces; a block's queries meet the prefix's keys and the block's
+own, and nothing else. Layout, repetition of the prefix for each block and the transposition of heads are one Gather of
+rows of head_dim numbers each; the index arithmetic is done once per graph and head layout, not per layer. Exact: the
+same products and the same softmax (Vaswani et al., arXiv 1706.03762), with hidden pairs at -1e9.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from slmdeploy.building.rewriting import MICROSOFT, Replacement
+
+Layout = tuple[int, int, int]
+"""Query heads, key-value heads, head_dim."""
+
+
+class BlockAttention:
+    """Replaces the GroupQueryAttention nodes of one graph, whose new inputs it declares.
+
+    position_ids int64 [1, tokens]; query_tokens int64 [blocks, slots], the token in each slot; key_tokens int64
+    [blocks, width], the rows that a block sees, counted over past and tokens together; attention_bias float32
+    [blocks, 1, slots, width]; token_blocks and token_slots int64 [tokens], where each token's query stands.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        integer, number = ir.DataType.INT64, ir.DataType.FLOAT
+        self._graph = graph
+        self.position_ids = self._input("position_ids", integer, (1, "tokens"))
+        self.query_tokens = self._input("query_tokens", integer, ("blocks", "slots"))
+        self.key_tokens = self._input("key_tokens", integer, ("blocks", "width"))
+        self.bias = self._input("attention_bias", number, ("blocks", 1, "slots", "width"))
+        self.token_blocks = self._input("token_blocks", integer, ("tokens",))
+        self.token_slots = self._input("token_slots", integer, ("tokens",))
+        self._indices: dict[Layout, _Indices] = {}
+
+    def _input(self, name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self._graph.inputs.append(value)
+        return value
+
+    def replace(self, node: ir.Node) -> None:
+        """Put block attention in the place of ``node``; its past and present become rows [1, length, kv_heads x D]."""
+        layout = _layout(node)
+        heads, groups, dim = layout
+        new = Replacement(node)
+        if layout not in self._indices:
+            self._indices[layout] = _Indices(self, new, layout)
+        index = self._indices[layout]
+        query, key, value = self._rotated(new, node, layout)
+        keys, values = (
+            new.add("Concat", _as_rows(past, groups * dim), rows, name=f"{part}s", axis=1)
+            for part, past, rows in (("key", node.inputs[3], key), ("value", node.inputs[4], value))
+        )
+        flat = new.constant("block.flat", np.array([-1, dim], np.int64), shared=True)
+        queries = new.add("Gather", new.add("Reshape", query, flat, name="query_rows"), index.queries, name="queries")
+        queries = new.add("Reshape", queries, index.query_shape, name="query_blocks")
+        seen_keys, seen_values = (
+            new.add("Gather", new.add("Reshape", rows, flat, name=f"{part}_rows"), index.keys, name=f"{part}_blocks")
+            for part, rows in (("key", keys), ("value", values))
+        )
+        products = new.add(
+            "FusedMatMul", queries, seen_keys, name="products", domain=MICROSOFT, transB=1, alpha=dim**-0.5
+        )
+        weights = new.add("Softmax", new.add("Add", products, index.bias, name="biased"), name="weights", axis=-1)
+        mixed = new.add("Reshape", new.add("MatMul", weights, seen_values, name="mixed"), flat, name="mixed_rows")
+        wide = new.constant("wide", np.array([1, -1, heads * dim], np.int64))
+        out = new.add("Reshape", new.add("Gather", mixed, index.outputs, name="tokens"), wide, name="out")
+        new.finish(out, keys, values)
+
+    def _rotated(self, new: Replacement, node: ir.Node, layout: Layout) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Query and key with rotary embedding, and value: [1, tokens, heads x D] each."""
+        heads, groups, dim = layout
+        sizes = new.constant("sizes", np.array([heads * dim, groups * dim, groups * dim], np.int64))
+        parts = new.split(node.inputs[0], sizes, ("query", "key", "value"))
+        query, key = (
+            new.add(
+                "RotaryEmbedding",
+                part,
+                self.position_ids,
+                node.inputs[7],
+                node.inputs[8],
+                name=f"{name}.rotary",
+                domain=MICROSOFT,
+                num_heads=count,
+            )
+            for name, part, count in (("query", parts[0], heads), ("key", parts[1], groups))
+        )
+        return query, key, parts[2]
+
+
+class _Indices:
+    """Which rows of head_dim numbers go where, for one layout of heads; and the bias for its stacked query heads."""
+
+    def __init__(self, inputs: BlockAttention, new: Replacement, layout: Layout) -> None:
+        heads, groups, dim = layout
+        shared = heads // groups
+        self._new, self._name = new, f"blocks.{heads}.{groups}.{dim}"
+        blocks, slots = (
+            new.add("Shape", inputs.query_tokens, name=f"{self._name}.{name}", start=axis, end=axis + 1)
+            for axis, name in enumerate(("blocks", "slots"))
+        )
+        stacked = self._op("Mul", "stacked", slots, self._constant("shared", [shared]))
+        self.query_shape = new.add(
+            "Concat",
+            blocks,
+            self._constant("groups", [groups]),
+            stacked,
+            self._constant("dim", [dim]),
+            name=f"{self._name}.query_shape",
+            axis=0,
+        )
+        self.queries = self._rows(inputs.query_tokens, heads, "queries")
+        self.keys = self._rows(inputs.key_tokens, groups, "keys")
+        block = self._head_rows(inputs.token_blocks, heads, "outputs", np.arange(heads)[None, :])
+        slot = self._op("Unsqueeze", "slot", inputs.token_slots, self._constant("head_axis", [1]))
+        self.outputs = self._op("Add", "outputs", self._op("Mul", "outputs.slots", block, slots), slot)
+        tiles = self._constant("tiles", [1, 1, shared, 1])
+        self.bias = self._op("Tile", "bias", inputs.bias, tiles) if shared > 1 else inputs.bias
+
+    def _rows(self, tokens: ir.Value, heads: int, name: str) -> ir.Value:
+        """Row numbers [blocks, heads, n] of tokens [blocks, n], where each token has ``heads`` rows."""
+        return self._head_rows(tokens, heads, name, np.arange(heads)[None, :, None])
+
+    def _head_rows(self, tokens: ir.Value, heads: int, name: str, offsets: np.ndarray) -> ir.Value:
+        apart = self._op("Unsqueeze", f"{name}.apart", tokens, self._constant("head_axis", [1]))
+        first = self._op("Mul", f"{name}.first", apart, self._constant(f"{name}.heads", [heads]))
+        return self._op("Add", f"{name}.rows", first, self._constant(f"{name}.offsets", offsets))
+
+    def _constant(self, name: str, values: list[int] | np.ndarray) -> ir.Value:
+        return self._new.constant(f"{self._name}.{name}", np.asarray(values, np.int64), shared=True)
+
+    def _op(self, operator: str, name: str, *inputs: ir.Value) -> ir.Value:
+        return self._new.add(operator, *inputs, name=f"{self._name}.{name}")
+
+
+def _layout(node: ir.Node) -> Layout:
+    heads, groups = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
+    past = node.inputs[3]
+    assert past is not None
+    assert past.shape is not None
+    dim = past.shape[3]
+    assert isinstance(dim, int)
+    return heads, groups, dim
+
+
+def _as_rows(past: ir.Value | None, width: int) -> ir.Value:
+    assert past is not None
+    past.shape = ir.Shape((1, "past", width))
+    return past
