@@ -3,8 +3,8 @@
 A run takes the prefix, or what an earlier run has kept of it, and as many items as RUN_TOKENS allows (multi-item
 scoring; results differ from one by one by rounding only). Small models gain little from several threads inside one
 operator, so a build may ask for lanes: as many runs side by side as there are threads, each on its share of the items
-and on one thread (`parallel_items` of runtime.json, measured when the build is made). A short prefix is then computed
-by each lane; a long one once, by all threads. Knows nothing of text; label logits come out as the graph gives them.
+and on one thread (`parallel_items` of runtime.json, measured when the build is made). Each lane computes the prefix for
+itself, so a long prefix has no lanes. Knows nothing of text; label logits come out as the graph gives them.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,8 @@ GRAPH = "score.onnx"
 RUN_TOKENS = 256
 """Tokens of items in a run, and of the prefix where it is long: more gain nothing and leave the cache."""
 LANE_PREFIX = 64
-"""A prefix up to this is computed by every lane rather than once by all threads: half a pack costs more than that."""
+"""The longest prefix that lanes are used for: computing 128 tokens in each of two lanes takes back what they gain, and
+so do lanes behind a prefix that all threads computed, whose threads spin on (benchmarks/scoring_blocks.py)."""
 
 _INPUTS = {
     "position_ids": "int64",
@@ -84,7 +85,7 @@ class Scorer:
                     f"Item {i} has {item.size} tokens behind a prefix of {prefix.size}, but the context of this model "
                     f"holds {self._config.max_length}: shorten it."
                 )
-        if 1 < self._lane_count <= len(items):
+        if 1 < self._lane_count <= len(items) and prefix.size <= LANE_PREFIX:
             scores = self._score_in_lanes(prefix, items)
         else:
             scores = self._wide.score(prefix, items)
@@ -95,13 +96,12 @@ class Scorer:
     def _score_in_lanes(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
         sizes = [item.size for item in items]
         parts = [[items[i] for i in one] for one in shares(sizes, self._lane_count)]
-        past = None if prefix.size <= LANE_PREFIX else self._wide.prefill(prefix)
         waiting = [
-            self._workers.submit(lane.score, prefix, share, past)
+            self._workers.submit(lane.score, prefix, share)
             for lane, share in zip(self._lanes[1:], parts[1:], strict=False)
         ]
         try:
-            own = self._lanes[0].score(prefix, parts[0], past)
+            own = self._lanes[0].score(prefix, parts[0])
         finally:
             others = [future.exception() or future.result() for future in waiting]
         failure = next((one for one in others if isinstance(one, BaseException)), None)
@@ -121,12 +121,11 @@ class Lane:
         self._nothing = Past(0, [np.zeros((1, 0, width), np.float32) for width in self._widths])
         self._past = self._bind(self._nothing)
 
-    def score(self, prefix: Ids, items: Sequence[Ids], past: Past | None = None) -> Scores:
-        """Label logits of the items; `past` is what is known of the whole prefix, None if nothing."""
+    def score(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
+        """Label logits of the items behind the prefix, in as many runs as they take."""
         room = min(RUN_TOKENS, self._limit - prefix.size)
         packs = [[items[i] for i in one] for one in pack([item.size for item in items], room)]
-        if past is None and prefix.size > RUN_TOKENS:
-            past = self.prefill(prefix)
+        past = self._prefill(prefix) if prefix.size > RUN_TOKENS else None
         results = []
         for i, one in enumerate(packs):
             new = prefix if past is None else prefix[:0]
@@ -135,7 +134,7 @@ class Lane:
             results.append(scores)
         return np.concatenate(results)
 
-    def prefill(self, prefix: Ids) -> Past:
+    def _prefill(self, prefix: Ids) -> Past:
         """Keys and values of the whole prefix."""
         past = self._nothing
         for start in range(0, prefix.size, RUN_TOKENS):
