@@ -61,6 +61,23 @@ def test_packed_scores_equal_label_logits_one_by_one(graphs: Path) -> None:
     assert np.allclose(score_packed(graphs / "score.onnx"), expected, atol=1e-5)
 
 
+class Sharp(FakeWeights):
+    """Queries and keys so large that attention scores reach hundreds: a soft mask would let hidden tokens through."""
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        weight = super().read(name)
+        return weight * np.float32(40) if name.endswith(("q_proj.weight", "k_proj.weight")) else weight
+
+
+def test_hidden_tokens_stay_hidden_whatever_their_scores(tmp_path: Path) -> None:
+    ir.save(build_decoder(SPEC, Sharp(SPEC)), tmp_path / "model.onnx", external_data="model.onnx.data")
+    write_score_graph(tmp_path / "model.onnx", head_rows(), tmp_path / "score.onnx")
+    expected = [
+        run(tmp_path / "model.onnx", SPEC, PREFIX + item, [len(PREFIX + item) - 1])[0][0, LABELS] for item in ITEMS
+    ]
+    assert np.allclose(score_packed(tmp_path / "score.onnx"), expected, atol=1e-3)
+
+
 def test_interface_of_the_scoring_graph() -> None:
     original = decoder()
     before = [value.name for value in original.graph.inputs]
