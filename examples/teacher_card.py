@@ -35,13 +35,16 @@ def measure(checkpoint: Path, data: Path) -> dict[str, Any]:
     }
 
 
+def mean(entries: list[dict[str, Any]]) -> float:
+    """Mean loss of log entries."""
+    return sum(entry["loss"] for entry in entries) / len(entries)
+
+
 def card(checkpoint: Path, metrics: dict[str, Any]) -> str:
     """README.md: what the model is, what it was trained on and how, and the figures of metrics.json."""
     config = json.loads((checkpoint / "config.json").read_text())
     log = [json.loads(line) for line in (checkpoint / "training_log.jsonl").read_text().splitlines()]
     losses = [entry for entry in log if "loss" in entry]
-    ends = {name: [e["loss"] for e in losses if e["phase"] == name] for name in ("read", "rank")}
-    phases = ", ".join(f"{name} {values[0]:.2f} → {values[-1]:.2f}" for name, values in ends.items())
     teacher, simple = metrics["teacher"], metrics["baselines"]
     interval = {name: f"{low:.3f} to {high:.3f}" for name, (low, high) in metrics["intervals"].items()}
     size = (checkpoint / "model.safetensors").stat().st_size
@@ -51,7 +54,7 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 # The quickstart's teacher
-A Llama of 11.0M parameters ({config["num_hidden_layers"]} layers, hidden {config["hidden_size"]}, \
+A Llama of 10.5M parameters ({config["num_hidden_layers"]} layers, hidden {config["hidden_size"]}, \
 {config["num_attention_heads"]} query and {config["num_key_value_heads"]} KV heads of {config["head_dim"]}, MLP \
 {config["intermediate_size"]}, tied embeddings, byte-level BPE of {config["vocab_size"]}, context \
 {config["max_position_embeddings"]}), bf16 safetensors, {size / 1e6:.1f} MB. It exists so that `make demo` has \
@@ -65,16 +68,14 @@ and signature belong to the first sentence of a docstring, against up to nine sy
 module first. None of the text is in this repository. The library is under the PSF licence.
 
 ## Training
-    python examples/train_teacher.py --out work/teacher
-    python examples/train_teacher.py --out work/teacher --phase rank
+    python examples/train_teacher.py --out work/teacher --compile
 
-Seed 7, 8 × 512 tokens a step, bf16 autocast on a CPU of 2 cores; Muon for block matrices, AdamW for the rest. \
-First 1500 steps, half the rows text and half pairs, then {losses[-1]["step"]} with three quarters pairs of which only \
-the label words count. Training loss of each, first and last: {phases}; every 20 steps in `training_log.jsonl`.
-
-The learning rates were constant: 0.005 (Muon) and 7.5e-4 (AdamW) in the first phase, 0.0025 and 3.75e-4 in the second.
-The log's `learning_rate` shows a schedule that never reached the optimisers, a fault of the script that is mended;
-the script now sets the rates that were in force. The first phase was resumed from its checkpoints twice.
+Seed 7, {losses[-1]["step"]} batches of 4,096 tokens, bf16 autocast on a CPU of 2 cores; Muon for block matrices, \
+AdamW for the rest. A batch is text or pairs, half and half at first, three quarters pairs in the second half of the \
+steps, in which the learning rates fall to zero; rows of text have 256 tokens before that and 512 from then on. Of a \
+pair the label word counts, the words of matching ones a fiftieth of it. Mean loss of the first and the last ten \
+logged entries (text and pairs mixed): {mean(losses[:10]):.2f} → {mean(losses[-10:]):.2f}; every 20 steps in \
+`training_log.jsonl`.
 
 ## Held-out figures
     python examples/teacher_card.py --checkpoint examples/teacher --data work/teacher/data
