@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -145,7 +145,11 @@ def parity_gate(model: Model) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def same_scores_gate(apart: Model, whole: Model) -> dict[str, Any]:
-    """The gate that a build which took its scoring graph from ``apart`` gives the very same scores."""
+    """The gate that a build which took its scoring graph from ``apart`` gives the same scores, run the same way."""
+    apart, whole = (
+        Model(model.path, replace(model.runtime, parallel_items=False), model.tokenizer, model.runtime.threads)
+        for model in (apart, whole)
+    )
     ids = np.random.default_rng(SEED).integers(0, whole.runtime.vocab_size, min(24, whole.runtime.max_length)).tolist()
     cut = max(1, len(ids) // 2)
     width = max(1, min(3, len(ids) - cut))
