@@ -1,9 +1,10 @@
 """The verb `select` and the pure function `choose`: which measured build meets the budget, and why not the others.
 
 Hard constraints first, then an objective over what is left. An objective is the geometric mean of one or two metrics,
-each turned so that less is better. Builds whose intervals overlap the best one's are equal, and of these the smallest
-on disk is taken, then the best mean, then the first name: for speed the measured 95 % interval, for quality 0.1 %,
-since all are measured on the same records and a sampling interval says nothing about a difference. A build outside its
+each turned so that less is better. Builds whose difference from the best one may be noise are equal (`differ`), and of
+these the smallest on disk is taken, then the best mean, then the first name: for speed noise is the measured 95 %
+interval, for quality 0.1 %, since all are measured on the same records and a sampling interval says nothing about a
+difference. A build outside its
 own gates, or slower than the fp32 build of its graph, is never chosen. When nothing is feasible the result says which
 constraint binds, which build misses by least, and what would have to give. Knows nothing of how a value was measured.
 """
@@ -158,7 +159,7 @@ def _unfit(row: Row, builds: Sequence[Row]) -> str | None:
         if row.precision == "fp32" or other.precision != "fp32" or other.graph is None or other.graph != row.graph:
             continue
         metrics = [m for m in OBJECTIVES["fastest"] if m in row.metrics and m in other.metrics]
-        if metrics and cost(row, metrics)[1] > cost(other, metrics)[2]:
+        if metrics and differ(cost(other, metrics), cost(row, metrics)):
             took = " and ".join(f"{row.metrics[m]:.4g} against {other.metrics[m]:.4g} in {m}" for m in metrics)
             return f"slower than {other.build}, the fp32 build of the same graph: {took}"
     return None
@@ -193,19 +194,37 @@ def _distance(miss: Miss) -> str:
     return f"{miss.value:.4g}, {far}"
 
 
-def cost(row: Row, metrics: Sequence[str]) -> tuple[float, float, float]:
-    """Geometric mean of ``metrics``, each inverted where more is better, with its interval: less is better."""
-    means = []
-    for pick in (lambda name: (row.metrics[name],) * 2, row.interval):
-        low = high = 0.0
-        for metric in metrics:
-            ends = [math.log(max(end, 1e-300)) for end in pick(metric)]
-            if describe(metric).better == "higher":
-                ends = [-end for end in ends]
-            low, high = low + min(ends), high + max(ends)
-        means.append((math.exp(low / len(metrics)), math.exp(high / len(metrics))))
-    (value, _), (low, high) = means
-    return value, min(low, value), max(high, value)
+@dataclass(frozen=True)
+class Cost:
+    """Geometric mean of metrics, less is better: its natural logarithm, and how far below and above noise reaches."""
+
+    log: float
+    below: float
+    above: float
+
+
+def cost(row: Row, metrics: Sequence[str]) -> Cost:
+    """The cost of a row in ``metrics``, each inverted where more is better.
+
+    The metrics are measured by different requests, so their errors are independent and add in quadrature.
+    """
+    log = below = above = 0.0
+    for metric in metrics:
+        sign = -1.0 if describe(metric).better == "higher" else 1.0
+        value, *ends = (sign * math.log(max(end, 1e-300)) for end in (row.metrics[metric], *row.interval(metric)))
+        log += value
+        below += max(0.0, value - min(ends)) ** 2
+        above += max(0.0, max(ends) - value) ** 2
+    return Cost(log / len(metrics), math.sqrt(below) / len(metrics), math.sqrt(above) / len(metrics))
+
+
+def differ(less: Cost, more: Cost) -> bool:
+    """Whether ``more`` costs more beyond noise: the 95 % interval of the difference of two means leaves out zero.
+
+    Intervals of the two that overlap do not say so yet: their half-widths add in quadrature too (Schenker and
+    Gentleman 2001, On judging the significance of differences by examining the overlap between confidence intervals).
+    """
+    return more.log - less.log > math.hypot(less.above, more.below)
 
 
 def _prefer(feasible: Sequence[Row], objective: str) -> tuple[Row, str, list[Rejection]]:
@@ -215,9 +234,9 @@ def _prefer(feasible: Sequence[Row], objective: str) -> tuple[Row, str, list[Rej
         names = " or ".join(OBJECTIVES[objective])
         raise InputError(f"objective {objective!r} needs {names} measured on every feasible build: add such a workload")
     costs = {row.build: cost(row, metrics) for row in feasible}
-    leader = min(feasible, key=lambda row: (costs[row.build][0], row.build))
-    equal = [row for row in feasible if costs[row.build][1] <= costs[leader.build][2]]
-    best = min(equal, key=lambda row: (row.metrics.get("size_bytes", math.inf), costs[row.build][0], row.build))
+    leader = min(feasible, key=lambda row: (costs[row.build].log, row.build))
+    equal = [row for row in feasible if not differ(costs[leader.build], costs[row.build])]
+    best = min(equal, key=lambda row: (row.metrics.get("size_bytes", math.inf), costs[row.build].log, row.build))
     what = f"{objective} of {len(feasible)} feasible ({_values(best, metrics)})"
     if best is not leader:
         what += f"; equal within noise to {leader.build} ({_values(leader, metrics)}) and smaller"
@@ -270,7 +289,7 @@ def pareto_front(rows: Sequence[Row], latency: str, quality: str) -> list[str]:
     Rows that lack one of the metrics are left out; of equal rows all stay.
     """
     complete = [row for row in rows if latency in row.metrics and quality in row.metrics]
-    points = {row.build: (cost(row, [latency])[0], cost(row, [quality])[0]) for row in complete}
+    points = {row.build: (cost(row, [latency]).log, cost(row, [quality]).log) for row in complete}
     front = [
         name
         for name, (x, y) in points.items()

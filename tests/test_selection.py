@@ -103,6 +103,16 @@ def test_differences_within_noise_are_broken_by_size():
     assert reasons(selection)["a"].startswith("feasible, equal to b within noise, but larger")
 
 
+def test_a_difference_may_be_beyond_noise_although_the_intervals_overlap():
+    def row(name, score, tpot, size):
+        metrics = {"score_ms_p50": score, "tpot_ms_p50": tpot}
+        return Row(name, metrics | {"size_bytes": size}, {m: (0.9 * v, 1.1 * v) for m, v in metrics.items()})
+
+    fast, slower, near = row("fast", 10.0, 1.0, 9.0), row("slower", 10.0, 1.3, 5.0), row("near", 10.0, 1.15, 5.0)
+    assert choose([fast, slower], parse_budget()).chosen == "fast"
+    assert choose([fast, near], parse_budget()).chosen == "near"
+
+
 def test_quality_compares_on_the_same_records_whatever_the_sampling_interval():
     def row(name, auc, size):
         return Row(name, {"auc": auc, "size_bytes": size}, {"auc": (auc - 0.1, auc + 0.1)})

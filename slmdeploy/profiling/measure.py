@@ -2,7 +2,9 @@
 
 Rounds go A B C A B C, so that a slow minute of the machine falls on all candidates alike. Every candidate is warmed up
 first; the warm-up also says how many requests fit its share of time, so a slow baseline gets fewer (their number is in
-the result). Knows nothing of processes or engines: a `Client` answers (process.py).
+the result). Each turn opens with one more request that does not count: while the others had their turns the candidate's
+threads slept and its weights left the caches, which is the price of interleaving and not of the candidate. Knows
+nothing of processes or engines: a `Client` answers (process.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,14 +63,16 @@ def measure(
     ``seconds`` is what each candidate may take: it runs as many of the workload's requests as fit, at least one per
     round. ``done`` is called with the candidate's name after each of its turns.
     """
+    first, openers = _uncounted(workload, rounds, vocab_size=vocab_size, seed=seed)
     counts = {
-        name: affordable(_warm_up(client, workload, vocab_size, seed + 1), workload.requests, rounds, seconds)
+        name: affordable(_warm_up(client, first), workload.requests, rounds, seconds)
         for name, client in clients.items()
     }
     requests = load.requests(workload, max(counts.values()), vocab_size=vocab_size, seed=seed)
     replies: dict[str, list[Reply]] = {name: [] for name in clients}
     before = cpu_ticks()
-    for name, turn in turns(list(clients), counts, rounds):
+    for index, name, turn in turns(list(clients), counts, rounds):
+        clients[name].ask("offline", requests=[openers[index]])
         replies[name].extend(_run_turn(clients[name], workload, requests[turn]))
         done(name)
     steal = steal_share(before, cpu_ticks())
@@ -78,9 +82,17 @@ def measure(
     return outcomes
 
 
-def _warm_up(client: Client, workload: Workload, vocab_size: int, seed: int) -> float:
-    """Run a few requests that no measured one repeats; milliseconds of the last one."""
-    for request in load.requests(workload, _WARM_UP, vocab_size=vocab_size, seed=seed):
+def _uncounted(
+    workload: Workload, rounds: int, *, vocab_size: int, seed: int
+) -> tuple[list[load.Request], list[load.Request]]:
+    """Requests that no measured one repeats: those of the warm-up, and the one that opens each round's turns."""
+    drawn = load.requests(workload, _WARM_UP + rounds, vocab_size=vocab_size, seed=seed + 1)
+    return drawn[:_WARM_UP], drawn[_WARM_UP:]
+
+
+def _warm_up(client: Client, requests: Sequence[load.Request]) -> float:
+    """Run the requests one by one; milliseconds of the last one."""
+    for request in requests:
         reply = client.ask("offline", requests=[request])
     return float(reply["ms"])
 
@@ -91,17 +103,17 @@ def affordable(request_ms: float, wanted: int, rounds: int, seconds: float) -> i
     return min(wanted, max(rounds, fitting))
 
 
-def turns(names: Sequence[str], counts: Mapping[str, int], rounds: int) -> Iterator[tuple[str, slice]]:
-    """Who runs which of its requests, in order: A B C A B C, each candidate's requests spread evenly over the rounds.
+def turns(names: Sequence[str], counts: Mapping[str, int], rounds: int) -> Iterator[tuple[int, str, slice]]:
+    """Round, who runs, which of its requests: A B C A B C, each candidate's requests spread evenly over the rounds.
 
-    >>> [(name, turn.start, turn.stop) for name, turn in turns(["a", "b"], {"a": 4, "b": 2}, 2)]
-    [('a', 0, 2), ('b', 0, 1), ('a', 2, 4), ('b', 1, 2)]
+    >>> [(index, name, turn.start, turn.stop) for index, name, turn in turns(["a", "b"], {"a": 4, "b": 2}, 2)]
+    [(0, 'a', 0, 2), (0, 'b', 0, 1), (1, 'a', 2, 4), (1, 'b', 1, 2)]
     """
     for index in range(rounds):
         for name in names:
             first, last = (counts[name] * step // rounds for step in (index, index + 1))
             if first < last:
-                yield name, slice(first, last)
+                yield index, name, slice(first, last)
 
 
 def _run_turn(client: Client, workload: Workload, requests: Sequence[load.Request]) -> list[Reply]:

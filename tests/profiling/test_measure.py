@@ -72,21 +72,21 @@ def test_offline_gives_throughput_only():
     }
 
 
-def test_candidates_interleave_and_warm_up_comes_first():
+def test_candidates_interleave_and_each_turn_opens_with_a_request_that_does_not_count():
     log = []
     clients = {name: Local(FakeSession(), log, name) for name in "ABC"}
     done = []
     score = SCORE.model_copy(update={"requests": 2})
     measure(clients, score, vocab_size=64, rounds=2, seconds=1.0, seed=0, done=done.append)
     assert log[:6] == [(name, "offline") for name in "AABBCC"]
-    assert log[6:] == [(name, "score") for name in "ABCABC"]
+    assert log[6:] == [(name, op) for name in "ABCABC" for op in ("offline", "score")]
     assert done == list("ABCABC")
 
 
 def test_warm_up_shares_no_request_with_the_measurement():
     session = FakeSession()
     measure({"a": Local(session)}, GENERATE, vocab_size=64, rounds=5, seconds=100.0, seed=0)
-    assert len(set(session.seen)) == len(session.seen) == 12
+    assert len(set(session.seen)) == len(session.seen) == 2 + 5 + 10
 
 
 def test_a_slow_candidate_runs_fewer_of_the_same_requests():
@@ -112,7 +112,7 @@ def test_affordable(request_ms, wanted, expected):
 
 def test_turns_cover_every_request_once_in_order():
     seen = {"a": [], "b": []}
-    for name, turn in turns(["a", "b"], {"a": 7, "b": 3}, 5):
+    for _, name, turn in turns(["a", "b"], {"a": 7, "b": 3}, 5):
         seen[name].extend(range(turn.start, turn.stop))
     assert seen == {"a": list(range(7)), "b": list(range(3))}
 
