@@ -19,7 +19,14 @@ from slmdeploy.runtime import scoring
 from slmdeploy.runtime.blocks import slots_for
 from slmdeploy.runtime.model import Model, load
 
-SHAPES = ((20, 10, 22), (20, 100, 22), (128, 32, 16), (256, 16, 16), (448, 32, 16))  # prefix, items, tokens of an item
+SHAPES = (
+    (20, 10, 22),
+    (20, 100, 22),
+    (128, 32, 16),
+    (256, 16, 16),
+    (448, 32, 16),
+    (448, 16, 24),
+)  # prefix, items, tokens of an item
 SLOTS = (16, 24, 32, 48, 64, 128, 256)
 ROUNDS = 9
 

@@ -14,14 +14,15 @@ Integers = npt.NDArray[np.int64]
 Layout = dict[str, Integers | npt.NDArray[np.float32]]
 
 _HIDDEN = np.float32(-1e9)
-_FEWEST_SLOTS, _MOST_SLOTS = 24, 128
+_FEWEST_SLOTS, _MOST_SLOTS = 24, 64
 
 
 def slots_for(seen: int, prefix: int, sizes: Sequence[int]) -> int:
     """Query places of a block: the more prefix each block repeats, the fewer blocks; a whole item must fit into one.
 
-    seen: tokens of the prefix so far, of which `prefix` are in this run. A quarter of the prefix, from 24 to 128, is
-    within 10 % of the best of 16 to 256 at prefixes of 20 to 512 tokens (benchmarks/scoring_blocks.py).
+    seen: tokens of the prefix so far, of which `prefix` are in this run. A quarter of the prefix, from 24 to 64, is
+    about the best of 16 to 256 at prefixes of 20 to 448 tokens (benchmarks/scoring_blocks.py): its neighbours differ by
+    up to 15 %, depending on how many items fill a block.
     """
     wanted = min(max(_FEWEST_SLOTS, seen // 4), _MOST_SLOTS)
     return max(*sizes, min(wanted, max(prefix, sum(sizes)))) if sizes else min(wanted, prefix)

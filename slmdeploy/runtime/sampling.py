@@ -84,8 +84,9 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int
     """The tokens that pass temperature and filters, in no meaningful order, and their probabilities (sum 1)."""
     scaled = logits.astype(np.float64)
     scaled = (scaled - scaled.max()) / sampling.temperature
-    if 0 < sampling.top_k < scaled.size:
-        tokens = np.flatnonzero(scaled >= np.partition(scaled, -sampling.top_k)[-sampling.top_k])
+    if 0 < sampling.top_k < logits.size:
+        # By the logits themselves: scaling may round two different ones to one value.
+        tokens = np.flatnonzero(logits >= np.partition(logits, -sampling.top_k)[-sampling.top_k])
     else:
         tokens = np.arange(scaled.size)
     probabilities = np.exp(scaled[tokens])

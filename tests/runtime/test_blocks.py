@@ -36,11 +36,11 @@ def test_every_token_sees_the_prefix_before_it_and_its_own_item(
     [
         (20, 20, [22] * 10, 24),
         (20, 20, [5, 60], 60),
-        (400, 0, [16] * 32, 100),
-        (2000, 0, [16] * 32, 128),
+        (200, 0, [16] * 32, 50),
+        (2000, 0, [16] * 32, 64),
         (3, 3, [2], 3),
         (9, 9, [], 9),
-        (512, 256, [], 128),
+        (512, 256, [], 64),
     ],
 )
 def test_slots_grow_with_the_prefix_and_hold_the_longest_item(

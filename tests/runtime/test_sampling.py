@@ -74,6 +74,11 @@ def test_the_tightest_filter_is_greedy(filters: dict[str, float]) -> None:
     assert {sampler.pick(logits) for _ in range(20)} == {int(logits.argmax())}
 
 
+def test_the_kth_is_found_among_the_logits_as_they_are() -> None:
+    tokens, _ = distribution(np.array([0, 1, 4e-35], np.float32), Sampling(temperature=1.0, top_k=2))
+    assert tokens.tolist() == [1, 2]
+
+
 def test_ties_with_the_kth_stay() -> None:
     tokens, _ = distribution(np.array([2, 1, 1, 0], np.float32), Sampling(temperature=1.0, top_k=2))
     assert tokens.tolist() == [0, 1, 2]
