@@ -63,6 +63,7 @@ def write_tiny_graph(
     runtime = {
         "format": 1,
         "tasks": list(tasks),
+        "interface": "shared",
         "layers": layers,
         "kv_heads": list(groups),
         "head_dim": head_dim,

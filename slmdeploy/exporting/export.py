@@ -130,6 +130,7 @@ def _runtime(
     return {
         "format": 1,
         "tasks": list(tasks),
+        "interface": "shared",
         "layers": len(spec.layers),
         "kv_heads": [layer.kv_heads for layer in spec.layers],
         "head_dim": spec.head_dim,

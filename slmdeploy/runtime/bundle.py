@@ -23,6 +23,7 @@ SCHEMA = 1
 RUNTIME_FORMAT = 1
 KINDS = ("checkpoint", "data", "graph", "build", "measurement", "selection", "package")
 TASKS = ("generate", "score")
+INTERFACES = ("shared", "standard")
 MAX_FILE_BYTES = 1 << 44
 _MAX_TOKENS = 1 << 24
 _HEX = frozenset("0123456789abcdef")
@@ -68,9 +69,11 @@ class RuntimeConfig:
 
     kv_heads has one entry per layer (pruning may leave unequal ones); max_length is the context in tokens;
     threads 0 means one per physical core; parallel_items lets a scorer run shares of the items side by side.
+    interface: "shared" when past and present of model.onnx may be one buffer, "standard" when present is past and more.
     """
 
     tasks: tuple[str, ...]
+    interface: str
     layers: int
     kv_heads: tuple[int, ...]
     head_dim: int
@@ -200,6 +203,7 @@ def read_runtime(path: Path | str) -> RuntimeConfig:
     session = fields.object("session")
     config = RuntimeConfig(
         tasks=_tasks(fields),
+        interface=_interface(fields),
         layers=layers,
         kv_heads=_kv_heads(fields, layers),
         head_dim=fields.integer("head_dim", 1, 1 << 16),
@@ -225,6 +229,13 @@ def _tasks(fields: Fields) -> tuple[str, ...]:
     if len(set(tasks)) != len(tasks):
         fields.refuse("tasks", "a list without repetition")
     return tasks
+
+
+def _interface(fields: Fields) -> str:
+    interface = fields.string("interface", 64)
+    if interface not in INTERFACES:
+        fields.refuse("interface", f"one of {', '.join(INTERFACES)}")
+    return interface
 
 
 def _kv_heads(fields: Fields, layers: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from .kv import KvCache, too_long
 from .session import Binding, as_value, check_interface, kv_names, open_session
 
 GRAPH = "model.onnx"
+_INPUTS = ("input_ids", "attention_mask", "logits_positions")
 
 
 def width_masks(capacity: int) -> list[ort.OrtValue]:
@@ -38,6 +39,17 @@ def token_array(ids: Sequence[int], vocab_size: int) -> npt.NDArray[np.int64]:
     return array
 
 
+def padded(rows: Sequence[npt.NDArray[np.int64]], limit: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Ids and attention mask [rows, width] of a right-padded batch; InputError for a row of more than `limit`."""
+    width = max(row.size for row in rows)
+    if width > limit:
+        raise too_long(width, limit)
+    ids, mask = np.zeros((2, len(rows), width), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : row.size], mask[i, : row.size] = row, 1
+    return ids, mask
+
+
 class Decoder:
     """model.onnx with the KV cache of one sequence."""
 
@@ -48,7 +60,7 @@ class Decoder:
         """Counts the sequences begun, so that whoever continues one can tell that the cache still holds it."""
         self._path = folder / GRAPH
         self._session = open_session(self._path, threads=threads, spinning=config.spinning)
-        check_interface(self._session, self._path, config, {"attention_mask": "int64"}, "logits")
+        check_interface(self._session, self._path, config, dict.fromkeys(_INPUTS, "int64"), "logits")
         self._masks: list[ort.OrtValue] = []
         self._token = np.zeros((1, 1), np.int64)
         self._flat_token = self._token.reshape(-1)
@@ -107,12 +119,8 @@ class Decoder:
 
         Touches nothing of the sequence in the cache.
         """
-        width = max(row.size for row in rows)
-        if width > self.config.max_length:
-            raise too_long(width, self.config.max_length)
-        ids, mask = np.zeros((2, len(rows), width), np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : row.size], mask[i, : row.size] = row, 1
+        ids, mask = padded(rows, self.config.max_length)
+        width = ids.shape[1]
         feeds = {
             "input_ids": ids,
             "attention_mask": mask,

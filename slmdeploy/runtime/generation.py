@@ -6,17 +6,28 @@ newer generation ends an older one; continuing the older is an error rather than
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from .decoding import Decoder
+from .bundle import RuntimeConfig
 from .errors import InputError
 from .sampling import Sampler, Sampling
 from .text import StopStrings, TextCodec
 
 FinishReason = Literal["stop", "length"]
+
+
+class Decoder(Protocol):
+    """What generates: decoding.py's over buffers in place, or standard.py's over past and present."""
+
+    config: RuntimeConfig
+    sequence: int
+
+    def reserve(self, tokens: int) -> None: ...
+    def prefill(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
+    def step(self, token: int) -> npt.NDArray[np.float32]: ...
 
 
 class TokenOptions(TypedDict, total=False):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from . import decoding, scoring
+from . import decoding, scoring, standard
 from .bundle import RUNTIME, RuntimeConfig, read_manifest, read_runtime, require_listed, verify_files
 from .errors import InputError
 from .generation import Completion, Settings, TextOptions, TextRun, TokenOptions, token_stream
@@ -56,9 +56,10 @@ class Model:
         return self.runtime.tasks
 
     @cached_property
-    def _decoder(self) -> decoding.Decoder:
+    def _decoder(self) -> decoding.Decoder | standard.StandardDecoder:
         self._require("generate")
-        return decoding.Decoder(self.path, self.runtime, self._threads)
+        kind = standard.StandardDecoder if self.runtime.interface == "standard" else decoding.Decoder
+        return kind(self.path, self.runtime, self._threads)
 
     @cached_property
     def _scorer(self) -> scoring.Scorer:

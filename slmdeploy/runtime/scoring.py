@@ -31,6 +31,8 @@ LANE_PREFIX = 64
 so do lanes behind a prefix that all threads computed, whose threads spin on (benchmarks/scoring_blocks.py)."""
 
 _INPUTS = {
+    "input_ids": "int64",
+    "logits_positions": "int64",
     "position_ids": "int64",
     "query_tokens": "int64",
     "key_tokens": "int64",

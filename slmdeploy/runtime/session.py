@@ -72,21 +72,20 @@ def check_interface(
     session: ort.InferenceSession,
     path: Path,
     config: RuntimeConfig,
-    extra_inputs: Mapping[str, str],
+    inputs: Mapping[str, str],
     output: str,
     *,
     kv_rows: bool = False,
 ) -> None:
     """Refuse a graph whose inputs, outputs, element types or KV shapes are not those of runtime.json.
 
-    extra_inputs: names and element types beside input_ids, logits_positions and the past. kv_rows: the past is
-    [1, length, heads x head_dim] rather than [batch, heads, length, head_dim].
+    inputs: names and element types of all inputs beside the past. kv_rows: the past is [1, length, heads x head_dim]
+    rather than [batch, heads, length, head_dim].
     """
-    types = {"input_ids": "int64", "logits_positions": "int64"} | dict(extra_inputs)
     past, present = (dict.fromkeys(names, "float") for names in kv_names(config.layers))
     found_inputs = {node.name: node for node in session.get_inputs()}
     found_outputs = {node.name: node for node in session.get_outputs()}
-    for found, wanted in ((found_inputs, types | past), (found_outputs, {output: "float"} | present)):
+    for found, wanted in ((found_inputs, dict(inputs) | past), (found_outputs, {output: "float"} | present)):
         if set(found) != set(wanted):
             odd = min(set(found) ^ set(wanted))
             state = "has an unexpected" if odd in found else "lacks the"
@@ -130,6 +129,15 @@ class Binding:
     def set_output(self, name: str, value: ort.OrtValue) -> None:
         """Write `name` into this memory in the runs to come; its shape must be the one that the graph computes."""
         self._binding.bind_ortvalue_output(name, value)
+
+    def allocate_output(self, name: str) -> None:
+        """Let ONNX Runtime allocate `name` anew in each run to come."""
+        self._binding.bind_output(name)
+
+    def outputs(self) -> list[ort.OrtValue]:
+        """What the last run has written, in the order in which the outputs were bound."""
+        values: list[ort.OrtValue] = self._binding.get_outputs()
+        return values
 
     def clear_outputs(self) -> None:
         """Compute nothing that is not asked for anew."""

@@ -44,6 +44,7 @@ def fake_build(folder, pace, *, tasks=("generate", "score"), passed=True):
     runtime = {
         "format": 1,
         "tasks": list(tasks),
+        "interface": "shared",
         "layers": 1,
         "kv_heads": [1],
         "head_dim": 8,

@@ -21,6 +21,7 @@ from slmdeploy.runtime.strictjson import MAX_JSON_BYTES
 SOUND_RUNTIME: dict[str, Any] = {
     "format": 1,
     "tasks": ["generate", "score"],
+    "interface": "shared",
     "layers": 2,
     "kv_heads": [2, 1],
     "head_dim": 16,
@@ -220,6 +221,7 @@ def test_a_sound_runtime_is_read_whole(tmp_path: Path) -> None:
         ({"tasks": [["score"]]}, "tasks must be a list"),
         ({"tasks": ["generate"]}, 'score must be an object exactly when tasks has "score"'),
         ({"score": None}, 'score must be an object exactly when tasks has "score"'),
+        ({"interface": "other"}, "interface must be one of shared, standard"),
         ({"layers": 0}, "layers must be an integer from 1"),
         ({"kv_heads": [2]}, "kv_heads must be a list of 2 positive integers"),
         ({"kv_heads": [2, 0]}, "kv_heads must be a list of 2 positive integers"),
