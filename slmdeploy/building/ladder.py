@@ -97,6 +97,29 @@ class Alone:
         return [self._model.prefill(row).copy() for row in rows]
 
 
+@dataclass(frozen=True)
+class Check:
+    """What is asked of each side for one rung, or for several that come of one run: name and rows of each in `parts`.
+
+    The reference answers with rows of logits [n, vocabulary]; the candidate with the same, or with the `columns` of
+    them. The two sides are asked apart, so that they need not be in memory together.
+    """
+
+    parts: tuple[tuple[str, slice], ...]
+    reference: Callable[[Logits], Floats]
+    candidate: Callable[[Scores], Floats]
+    columns: tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The names of its rungs."""
+        return ", ".join(name for name, _ in self.parts)
+
+    def rungs(self, expected: Floats, found: Floats, limit: float) -> list[Rung]:
+        """The verdicts on the two answers."""
+        return [_compare(name, expected[rows], found[rows], self.columns, limit) for name, rows in self.parts]
+
+
 def climb(
     reference: Logits,
     candidate: Scores,
@@ -112,74 +135,87 @@ def climb(
     label_ids: the scorer's label tokens, None for a model that does not score. Lengths shrink to a context that is
     shorter than they are.
     """
-    ladder = _Ladder(reference, candidate, vocab_size, max_length, limit, np.random.default_rng(seed))
-    yield ladder.length(1)
+    for check in checks(vocab_size=vocab_size, max_length=max_length, label_ids=label_ids, seed=seed):
+        yield from check.rungs(check.reference(reference), check.candidate(candidate), limit)
+
+
+def checks(
+    *, vocab_size: int, max_length: int, label_ids: Sequence[int] | None = None, seed: int = 0
+) -> Iterator[Check]:
+    """What `climb` asks, in its order, for callers that ask one side before the other."""
+    draw = _Checks(vocab_size, max_length, np.random.default_rng(seed))
+    yield draw.length(1)
     if max_length > 1:
-        yield ladder.length(min(_PROMPT, max_length - 1 + max_length % 2))
-        yield from ladder.steps()
-        yield ladder.batch()
-        yield ladder.longest()
+        yield draw.length(min(_PROMPT, max_length - 1 + max_length % 2))
+        yield draw.steps()
+        yield draw.batch()
+        yield draw.longest()
         if label_ids is not None:
-            yield ladder.scores(list(label_ids))
+            yield draw.scores(tuple(label_ids))
 
 
 @dataclass
-class _Ladder:
-    reference: Logits
-    candidate: Scores
+class _Checks:
     vocab_size: int
     max_length: int
-    limit: float
     random: np.random.Generator
 
-    def length(self, tokens: int) -> Rung:
+    def length(self, tokens: int) -> Check:
         ids = self._tokens(tokens)
-        return self._rung(f"all logits, length {tokens}", lambda model: model.logits(ids))
+        return _alike(f"all logits, length {tokens}", lambda model: model.logits(ids))
 
-    def steps(self) -> list[Rung]:
+    def steps(self) -> Check:
         count = min(STEPS, self.max_length - 1)
         prompt = self._tokens(min(_PROMPT, self.max_length - count))
         tokens = self._tokens(count)
-        expected, found = (self._teacher_forced(model, prompt, tokens) for model in (self.reference, self.candidate))
-        return [
-            self._compare(f"prefill of {len(prompt)}", expected[:1], found[:1]),
-            self._compare(f"{count} decode steps", expected[1:], found[1:]),
-        ]
+        parts = ((f"prefill of {len(prompt)}", slice(0, 1)), (f"{count} decode steps", slice(1, None)))
 
-    def batch(self) -> Rung:
+        def ask(model: Logits) -> Floats:
+            return _teacher_forced(model, prompt, tokens)
+
+        return Check(parts, ask, ask)
+
+    def batch(self) -> Check:
         rows = [self._tokens(min(length, self.max_length)) for length in _ROWS]
         lengths = ", ".join(str(len(row)) for row in rows)
-        return self._rung(f"right-padded batch of {lengths}", lambda model: np.stack(model.batch_logits(rows)))
+        return _alike(f"right-padded batch of {lengths}", lambda model: np.stack(model.batch_logits(rows)))
 
-    def longest(self) -> Rung:
+    def longest(self) -> Check:
         length = min(self.max_length, LONGEST)
         tokens = self._tokens(length)
         name = "maximum length" if length == self.max_length else f"of a maximum of {self.max_length}, length"
-        return self._rung(f"{name} {length}", lambda model: self._teacher_forced(model, tokens[:-1], tokens[-1:]))
+        return _alike(f"{name} {length}", lambda model: _teacher_forced(model, tokens[:-1], tokens[-1:]))
 
-    def scores(self, label_ids: list[int]) -> Rung:
+    def scores(self, label_ids: tuple[int, ...]) -> Check:
         prefix = self._tokens(max(1, min(_PREFIX, self.max_length - max(_ITEMS))))
         items = [self._tokens(min(length, self.max_length - len(prefix))) for length in _ITEMS]
-        rows = np.stack([self.reference.logits([*prefix, *item])[-1] for item in items])
-        name = f"{len(items)} items packed, one by one in the reference"
-        # Two label words say little of how large the model's logits are: measured by all of the row, as elsewhere.
-        return self._compare(name, rows[:, label_ids], self.candidate.score_ids(prefix, items), largest_of=rows)
-
-    def _teacher_forced(self, model: Logits, prompt: list[int], tokens: list[int]) -> Floats:
-        rows = [model.prefill(prompt).copy()]
-        rows += [model.decode(token).copy() for token in tokens]
-        return np.stack(rows)
+        return Check(
+            ((f"{len(items)} items packed, one by one in the reference", slice(None)),),
+            lambda model: np.stack([model.logits([*prefix, *item])[-1] for item in items]),
+            lambda model: model.score_ids(prefix, items),
+            columns=label_ids,
+        )
 
     def _tokens(self, count: int) -> list[int]:
         return [int(token) for token in self.random.integers(0, self.vocab_size, count)]
 
-    def _rung(self, name: str, run: Callable[[Logits], Floats]) -> Rung:
-        return self._compare(name, run(self.reference), run(self.candidate))
 
-    def _compare(self, name: str, expected: Floats, found: Floats, largest_of: Floats | None = None) -> Rung:
-        assert expected.shape == found.shape, f"{name}: {expected.shape} against {found.shape}"
-        if not np.isfinite(found).all():
-            return Rung(name, math.inf, math.inf, self.limit, False)
-        largest = float(np.abs(expected - found).max())
-        difference = largest / max(1.0, float(np.abs(expected if largest_of is None else largest_of).max()))
-        return Rung(name, largest, difference, self.limit, difference <= self.limit)
+def _alike(name: str, ask: Callable[[Logits], Floats]) -> Check:
+    return Check(((name, slice(None)),), ask, ask)
+
+
+def _teacher_forced(model: Logits, prompt: list[int], tokens: list[int]) -> Floats:
+    rows = [model.prefill(prompt).copy()]
+    rows += [model.decode(token).copy() for token in tokens]
+    return np.stack(rows)
+
+
+def _compare(name: str, expected: Floats, found: Floats, columns: tuple[int, ...] | None, limit: float) -> Rung:
+    # Two label words say little of how large the model's logits are: measured by all of the row, as elsewhere.
+    scale = max(1.0, float(np.abs(expected).max()))
+    expected = expected if columns is None else expected[:, columns]
+    assert expected.shape == found.shape, f"{name}: {expected.shape} against {found.shape}"
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return Rung(name, math.inf, math.inf, limit, False)
+    largest = float(np.abs(expected - found).max())
+    return Rung(name, largest, largest / scale, limit, largest / scale <= limit)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from slmdeploy.building.ladder import Rung, climb
+from slmdeploy.building.ladder import Floats, Rung, checks
 from slmdeploy.errors import GateError
 from slmdeploy.exporting.eager import EagerModel
 from slmdeploy.progress import Progress
-from slmdeploy.runtime.bundle import read_runtime
+from slmdeploy.runtime.bundle import RuntimeConfig, read_runtime
 from slmdeploy.runtime.model import Model
 from slmdeploy.runtime.text import load_tokenizer
 
@@ -24,24 +24,53 @@ LIMIT = 1e-4
 def measure(checkpoint: Path, graph: Path, progress: Progress) -> list[Rung]:
     """Every rung between a checkpoint in torch and a graph folder, which needs no manifest yet."""
     config = read_runtime(graph)
-    scores = config.score
-    both_ways = replace(config, tasks=("generate", "score") if scores else ("generate",))
-    candidate = Model(graph, both_ways, load_tokenizer(graph), config.threads)
-    rungs = climb(
-        EagerModel(checkpoint),
-        candidate,
-        vocab_size=config.vocab_size,
-        max_length=config.max_length,
-        label_ids=scores.label_ids if scores else None,
-        limit=LIMIT,
-    )
-    progress.start("compare with torch", None, "checks")
-    measured = []
-    for rung in rungs:
-        measured.append(rung)
-        progress.advance(note=rung.name)
+    labels = config.score.label_ids if config.score else None
+    asked = list(checks(vocab_size=config.vocab_size, max_length=config.max_length, label_ids=labels))
+    progress.start("run torch", len(asked), "checks")
+    expected = []
+    reference = EagerModel(checkpoint)
+    for check in asked:
+        expected.append(check.reference(reference))
+        progress.advance(note=check.name)
+    del reference
     progress.finish()
-    return measured
+    progress.start("compare with torch", sum(len(check.parts) for check in asked), "checks")
+    candidate, rungs = _Graphs(graph, config), []
+    for check, answer in zip(asked, expected, strict=True):
+        rungs += check.rungs(answer, check.candidate(candidate), LIMIT)
+        progress.advance(len(check.parts), note=check.name)
+    progress.finish()
+    return rungs
+
+
+class _Graphs:
+    """The runtime's model of a folder with one task at a time: ONNX Runtime keeps its own copy of a graph's weights."""
+
+    def __init__(self, folder: Path, config: RuntimeConfig) -> None:
+        self._folder, self._config = folder, config
+        self._model: Model | None = None
+
+    def logits(self, input_ids: Sequence[int]) -> Floats:
+        return self._open("generate").logits(input_ids)
+
+    def prefill(self, input_ids: Sequence[int]) -> Floats:
+        return self._open("generate").prefill(input_ids)
+
+    def decode(self, token: int) -> Floats:
+        return self._open("generate").decode(token)
+
+    def batch_logits(self, rows: Sequence[Sequence[int]]) -> Sequence[Floats]:
+        return self._open("generate").batch_logits(rows)
+
+    def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Floats:
+        return self._open("score").score_ids(prefix_ids, item_ids)
+
+    def _open(self, task: str) -> Model:
+        if self._model is None or self._model.tasks != (task,):
+            self._model = None  # closed before the next is opened
+            config = replace(self._config, tasks=(task,))
+            self._model = Model(self._folder, config, load_tokenizer(self._folder), config.threads)
+        return self._model
 
 
 def require_passed(rungs: Sequence[Rung], checkpoint: Path) -> None:
