@@ -3,10 +3,12 @@
     resolve_checkpoint("HuggingFaceTB/SmolLM2-135M") -> a local folder, downloaded if need be
     resolve_checkpoint("work/student")               -> that folder
     read_config(folder)                              -> config.json as a dict
+    require_exact_weights(folder)                    -> nothing, or why these weights are not what was trained
     Weights(folder).read("model.norm.weight")        -> float32 array
 
 Reads safetensors itself, because the numpy side of that package has no bfloat16 and torch must not be needed to look at
-a checkpoint. Pickled weights are refused: opening them would run what they hold. Knows nothing of architectures.
+a checkpoint. Pickled weights are refused: opening them would run what they hold; so is code that comes along, because
+nothing here ever runs it. Knows nothing of architectures.
 """
 
 import json
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slmdeploy.errors import CorruptArtifactError, InputError, ResourceError
+from slmdeploy.errors import CorruptArtifactError, InputError, ResourceError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,47 +37,69 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+CHAT_TEMPLATES = "additional_chat_templates"
+"""The folder in which a checkpoint keeps further chat templates, each NAME.jinja."""
 LABELS = (" no", " yes")
 """The default label words of a scorer, in the order of the label values 0 and 1."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_CONVERT = "python -c \"from transformers import {auto} as A; A.from_pretrained('{source}').save_pretrained('{out}')\""
+_QUANTISED = ("quantization_config", "quantization", "compression_config")
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _HEADER_LIMIT_BYTES = 100_000_000  # the safetensors format's own limit
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve_checkpoint(name_or_path: str | Path) -> Path:
+def resolve_checkpoint(
+    name_or_path: str | Path, *, revision: str | None = None, cache_dir: Path | str | None = None
+) -> Path:
     """The local folder of a checkpoint, given as a folder or as a Hugging Face id `owner/name`.
 
-    An existing folder always wins. An id is downloaded into the Hugging Face cache: json, jinja, merges and safetensors
-    at the top of the repository, nothing else. Raises InputError when it is neither, ResourceError when it cannot be
-    downloaded.
+    An existing folder always wins. An id is downloaded into the Hugging Face cache, or into `cache_dir`: json, jinja,
+    merges and safetensors, nothing that could run. `revision` is a branch, a tag or a commit. With HF_HUB_OFFLINE set
+    only the cache is read. Raises InputError when it is neither folder nor id, or for a revision that is not there,
+    ResourceError when it cannot be downloaded.
     """
     path = Path(name_or_path)
     if path.is_dir():
+        if revision is not None:
+            raise InputError(f"{path} is a folder, which has no revision {revision!r}; leave the revision out")
         return path
     if path.exists():
         raise InputError(f"{path} is a file; give the checkpoint folder that holds config.json and {SINGLE}")
     if not _HUB_ID.fullmatch(str(name_or_path)):
         raise InputError(f"{path} does not exist; give a checkpoint folder or a Hugging Face id such as owner/name")
-    return _download(str(name_or_path))
+    return _download(str(name_or_path), revision, cache_dir)
 
 
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+def _download(repository: str, revision: str | None, cache_dir: Path | str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import errors as hub
 
-    unreachable = (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError)
-    patterns = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+    name = repository if revision is None else f"{repository} at revision {revision}"
+    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+    unwanted = ["*/*.safetensors", "consolidated*"]  # the same weights once more, in another format
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except GatedRepoError as error:
+        return Path(
+            snapshot_download(
+                repository, revision=revision, cache_dir=cache_dir, allow_patterns=wanted, ignore_patterns=unwanted
+            )
+        )
+    except hub.GatedRepoError as error:
         raise InputError(f"{repository} is gated on Hugging Face; accept its terms and run `hf auth login`") from error
-    except RepositoryNotFoundError as error:
+    except hub.RepositoryNotFoundError as error:
         raise InputError(f"{repository} is neither a folder here nor a public Hugging Face model") from error
-    except unreachable as error:
+    except hub.RevisionNotFoundError as error:
+        raise InputError(
+            f"{repository} has no revision {revision!r}; give a branch, a tag or a commit of it"
+        ) from error
+    except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, ConnectionError, TimeoutError) as error:
+        cache = cache_dir or constants.HF_HUB_CACHE
+        why = (
+            "HF_HUB_OFFLINE is set; unset it" if constants.is_offline_mode() else "it could not be downloaded; connect"
+        )
         raise ResourceError(
-            f"{repository} is not a folder here, and as a Hugging Face id it is not in the local cache and could not "
-            "be downloaded; connect to the network or give a folder"
+            f"{name} is not a folder here and as a Hugging Face id not (or not wholly) in the cache {cache}, and {why} "
+            "to download it, or give a folder"
         ) from error
 
 
@@ -97,11 +121,34 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / "config.json")
 
 
+def require_exact_weights(checkpoint: Path) -> None:
+    """Raise UnsupportedModelError for a checkpoint that says it is quantised, whatever stored it so."""
+    config = read_config(checkpoint)
+    field = next((name for name in _QUANTISED if config.get(name)), None)
+    if field is None:
+        return
+    settings = config[field] if isinstance(config[field], dict) else {}
+    method = settings.get("quant_method") or settings.get("quant_algo") or settings.get("format") or "unnamed method"
+    raise UnsupportedModelError(
+        f"{checkpoint / 'config.json'}: {field} says that the weights are quantised already ({method}), and only "
+        "float32, float16 and bfloat16 weights are supported; give the checkpoint that it was quantised from, and "
+        "`slmdeploy build` quantises the graph"
+    )
+
+
+def chat_templates(checkpoint: Path) -> list[Path]:
+    """The further chat templates of a checkpoint, as paths relative to it."""
+    return sorted(file.relative_to(checkpoint) for file in (checkpoint / CHAT_TEMPLATES).glob("*.jinja"))
+
+
 def tokenizer_file(checkpoint: Path) -> Path:
-    """tokenizer.json of a checkpoint folder; InputError when it is not there."""
+    """tokenizer.json of a checkpoint folder; InputError when it is not there, with what makes it of an older form."""
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
-        raise InputError(f"{path} is missing; save the tokenizer in its fast form with save_pretrained")
+        command = _CONVERT.format(auto="AutoTokenizer", source=checkpoint, out=checkpoint)
+        raise InputError(
+            f"{path} is missing; where the folder has its tokenizer in another form, write it with {command}"
+        )
     return path
 
 
@@ -143,8 +190,8 @@ class StoredTensor:
 class Weights:
     """The tensors of a checkpoint by name, read on demand from one safetensors file or from an indexed set of shards.
 
-    Raises InputError when there is no safetensors file or a dtype is not F32, F16 or BF16, and CorruptArtifactError
-    for a file whose header and length disagree.
+    Raises InputError when there is no safetensors file, a dtype is not F32, F16 or BF16, or a tensor that is read has a
+    NaN or an infinity, and CorruptArtifactError for a file whose header and length disagree.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -170,7 +217,19 @@ class Weights:
         flat = np.fromfile(stored.file, dtype=kind, count=count, offset=stored.start)
         if stored.dtype == "BF16":
             flat = (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return flat.astype(np.float32, copy=False).reshape(stored.shape)
+        array = flat.astype(np.float32, copy=False).reshape(stored.shape)
+        if not _finite(array):
+            raise InputError(
+                f"{stored.file}: {name} has {int((~np.isfinite(array)).sum())} of {count} values that are NaN or "
+                "infinite, so every answer would be; use a checkpoint from before its training diverged"
+            )
+        return array
+
+
+def _finite(array: NDArray[np.float32]) -> bool:
+    # The sum is finite for all but broken weights and takes one pass without a copy; only a bad one is looked into.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
 
 
 def _weight_files(checkpoint: Path) -> list[Path]:
@@ -178,7 +237,15 @@ def _weight_files(checkpoint: Path) -> list[Path]:
         return [checkpoint / SINGLE]
     if not (checkpoint / INDEX).is_file():
         if any(next(checkpoint.glob(pattern), None) for pattern in _PICKLES):
-            raise InputError(f"{checkpoint} holds pickled weights only, which can run code; save it as {SINGLE}")
+            command = _CONVERT.format(auto="AutoModelForCausalLM", source=checkpoint, out=f"{checkpoint}-safetensors")
+            raise InputError(
+                f"{checkpoint} holds pickled weights only, which can run code when they are opened; if you trust where "
+                f"they come from, save them as safetensors with {command}"
+            )
+        if next(checkpoint.glob("*.gguf"), None):
+            raise InputError(
+                f"{checkpoint} holds GGUF weights only; give the safetensors checkpoint they were made from"
+            )
         raise InputError(f"{checkpoint / SINGLE} is missing; a checkpoint folder needs its weights as safetensors")
     names = read_json(checkpoint / INDEX).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
