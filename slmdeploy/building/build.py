@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from slmdeploy.artifacts import Artifact, open_artifact, writing
-from slmdeploy.building.gate import Comparison, Quality, judge, parity_gate, same_scores_gate, sequences_for, speed_gate
+from slmdeploy.building.gate import (
+    Comparison,
+    Quality,
+    judge,
+    parity_gate,
+    same_scores_gate,
+    sequences_for,
+    speed_gate,
+    standard_gate,
+)
 from slmdeploy.building.lanes import choose_lanes
 from slmdeploy.building.onnxruntime import (
     SCORE,
@@ -25,6 +34,7 @@ from slmdeploy.building.onnxruntime import (
     write_folder,
 )
 from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
+from slmdeploy.building.standard_graph import STANDARD
 from slmdeploy.errors import InputError
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.model import Model
@@ -60,7 +70,8 @@ def build(
     plan = {"profile": profile.model_dump(mode="json"), "target": target.name if target else None}
     inputs = {"graph": graph} | ({"data": data} if data else {})
     with writing(out, kind="build", plan=plan, inputs=inputs, force=force) as draft:
-        draft.result |= _compile(graph, draft.path, profile, data, progress or SILENT)
+        result = _compile(graph, draft.path, profile, data, progress or SILENT)
+        draft.result |= _with_standard(draft.path, result)
     return open_artifact(out, "build")
 
 
@@ -112,6 +123,19 @@ def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, pro
     if not (graph / SCORE).is_file():
         raise InputError(f"profile {profile.name!r} has a form of its own for scoring, and {graph} has no task score")
     return _compile_split(graph, folder, profile, data, progress)
+
+
+def _with_standard(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a build, with the comparison of its standard.onnx where it has one."""
+    if not (folder / STANDARD).is_file():
+        return result
+    rungs, gate = standard_gate(folder)
+    gates = result["gates"] | {"standard": gate}
+    return result | {
+        "passed": result["passed"] and gate["passed"],
+        "gates": gates,
+        "parity": result["parity"] + rungs,
+    }
 
 
 def _compile_split(

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmdeploy.building.ladder import SELF_LIMIT, Alone, climb
+from slmdeploy.building.standard_check import standard_rungs
 from slmdeploy.errors import InputError, SpecError
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Gate
@@ -140,6 +141,13 @@ def parity_gate(model: Model) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             limit=SELF_LIMIT,
         )
     )
+    worst = max(rung.difference for rung in rungs)
+    return [rung.as_dict() for rung in rungs], _gate(all(rung.passed for rung in rungs), worst, SELF_LIMIT)
+
+
+def standard_gate(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rungs of standard.onnx against the model.onnx of the same build, and the gate on the worst of them."""
+    rungs = standard_rungs(folder, limit=SELF_LIMIT)
     worst = max(rung.difference for rung in rungs)
     return [rung.as_dict() for rung in rungs], _gate(all(rung.passed for rung in rungs), worst, SELF_LIMIT)
 

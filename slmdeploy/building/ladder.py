@@ -117,7 +117,7 @@ class Check:
 
     def rungs(self, expected: Floats, found: Floats, limit: float) -> list[Rung]:
         """The verdicts on the two answers."""
-        return [_compare(name, expected[rows], found[rows], self.columns, limit) for name, rows in self.parts]
+        return [compare(name, expected[rows], found[rows], self.columns, limit) for name, rows in self.parts]
 
 
 def climb(
@@ -210,7 +210,8 @@ def _teacher_forced(model: Logits, prompt: list[int], tokens: list[int]) -> Floa
     return np.stack(rows)
 
 
-def _compare(name: str, expected: Floats, found: Floats, columns: tuple[int, ...] | None, limit: float) -> Rung:
+def compare(name: str, expected: Floats, found: Floats, columns: tuple[int, ...] | None, limit: float) -> Rung:
+    """The verdict on two answers [n, vocabulary], or on the `columns` of the first and all of the second."""
     # Two label words say little of how large the model's logits are: measured by all of the row, as elsewhere.
     scale = max(1.0, float(np.abs(expected).max()))
     expected = expected if columns is None else expected[:, columns]

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import onnx_ir as ir
 
 from slmdeploy.building.scoring_graph import packed_variant, read_label_rows
+from slmdeploy.building.standard_graph import STANDARD, standard_variant
 from slmdeploy.errors import CorruptArtifactError, GateError, InputError
 from slmdeploy.runtime.bundle import MANIFEST, read_runtime
 from slmdeploy.runtime.model import Model
@@ -117,15 +118,18 @@ def write_folder(
 ) -> None:
     """Write ``model``, made from the graph folder ``graph``, into ``folder`` with all that goes along with it.
 
-    The scoring graph, if ``graph`` has one, is derived from ``scoring``, or from ``model`` itself where that is None.
+    The standard graph, if ``graph`` has one, is derived from ``model``; the scoring graph, if it has one, from
+    ``scoring``, or from ``model`` itself where that is None.
     """
     for file in sorted(graph.iterdir()):
-        if file.is_file() and file.name not in (MODEL, DATA, SCORE, RUNTIME, MANIFEST):
+        if file.is_file() and file.name not in (MODEL, DATA, SCORE, STANDARD, RUNTIME, MANIFEST):
             shutil.copyfile(file, folder / file.name)
     runtime = json.loads((graph / RUNTIME).read_text(encoding="utf-8"))
     runtime |= {"precision": precision, "session": session.model_dump(mode="json") | {"parallel_items": False}}
     (folder / RUNTIME).write_text(json.dumps(runtime, indent=1) + "\n", encoding="utf-8")
     models = {MODEL: model}
+    if (graph / STANDARD).is_file():
+        models[STANDARD] = standard_variant(model)
     if (graph / SCORE).is_file():
         models[SCORE] = packed_variant(scoring or model, read_label_rows(graph / SCORE))
     write_models(models, folder)
