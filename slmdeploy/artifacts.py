@@ -179,6 +179,24 @@ def writing(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch(out: Path, purpose: str) -> Iterator[Path]:
+    """A temporary folder beside ``out``, on its disk; removed on leaving, or by the next caller after a kill.
+
+    Raises ResourceError when the disk is full or the place cannot be written.
+    """
+    suffix = f".{purpose}"
+    folder = out.parent / f".{out.name}.{os.getpid()}{suffix}"
+    try:
+        with _disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(out, suffix)
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def refuse_existing(out: Path, force: bool) -> None:
     """Raise OutputExistsError when ``out`` is there and ``force`` is off; with it, only artifacts may be replaced."""
     if not out.exists():
@@ -203,10 +221,10 @@ def _disk_errors(out: Path) -> Iterator[None]:
         raise
 
 
-def _remove_leftovers(out: Path) -> None:
+def _remove_leftovers(out: Path, suffix: str = ".tmp") -> None:
     """Remove what killed writers of the same artifact left; a live one is recognised by its process id."""
-    for leftover in out.parent.glob(f".{out.name}.*.tmp"):
-        owner = leftover.name.removesuffix(".tmp").rsplit(".", 1)[1]
+    for leftover in out.parent.glob(f".{out.name}.*{suffix}"):
+        owner = leftover.name.removesuffix(suffix).rsplit(".", 1)[1]
         if owner.isdigit() and not _alive(int(owner)):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CONVERT = "python -c \"from transformers import {auto} as A; A.from_pretrained('{source}').save_pretrained('{out}')\""
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_COPY_BYTES = 16 << 20
 _HEADER_LIMIT_BYTES = 100_000_000  # the safetensors format's own limit
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -136,9 +137,9 @@ def require_exact_weights(checkpoint: Path) -> None:
     )
 
 
-def chat_templates(checkpoint: Path) -> list[Path]:
-    """The further chat templates of a checkpoint, as paths relative to it."""
-    return sorted(file.relative_to(checkpoint) for file in (checkpoint / CHAT_TEMPLATES).glob("*.jinja"))
+def chat_templates(checkpoint: Path) -> list[str]:
+    """The further chat templates of a checkpoint, as names relative to it."""
+    return sorted(f"{CHAT_TEMPLATES}/{file.name}" for file in (checkpoint / CHAT_TEMPLATES).glob("*.jinja"))
 
 
 def tokenizer_file(checkpoint: Path) -> Path:
@@ -194,9 +195,11 @@ class Weights:
     NaN or an infinity, and CorruptArtifactError for a file whose header and length disagree.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, name: str | None = None) -> None:
+        """name: one file of the folder to read instead of what a whole model consists of."""
         self.checkpoint = checkpoint
-        self._tensors = dict(entry for file in _weight_files(checkpoint) for entry in _entries(file))
+        files = _weight_files(checkpoint) if name is None else [_present(checkpoint / name)]
+        self._tensors = dict(entry for file in files for entry in _entries(file))
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -206,6 +209,22 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor lies and in what form."""
+        return self._tensors[name]
+
+    def copy(self, name: str, file: BinaryIO) -> None:
+        """Append one tensor to `file` as it is stored, whatever its form."""
+        stored = self._tensors[name]
+        with stored.file.open("rb") as source:
+            source.seek(stored.start)
+            left = stored.end - stored.start
+            while left:
+                file.write(piece := source.read(min(left, _COPY_BYTES)))
+                if not piece:
+                    raise CorruptArtifactError(f"{stored.file} ends inside {name}; download it again")
+                left -= len(piece)
 
     def read(self, name: str) -> NDArray[np.float32]:
         """One tensor as float32 (bfloat16 and float16 are widened exactly)."""
@@ -230,6 +249,12 @@ def _finite(array: NDArray[np.float32]) -> bool:
     # The sum is finite for all but broken weights and takes one pass without a copy; only a bad one is looked into.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+
+
+def _present(file: Path) -> Path:
+    if not file.is_file():
+        raise InputError(f"{file} is missing; weights have to be there as safetensors")
+    return file
 
 
 def _weight_files(checkpoint: Path) -> list[Path]:

@@ -281,7 +281,8 @@ def test_further_chat_templates_are_found(tmp_path: Path) -> None:
     (tmp_path / "additional_chat_templates").mkdir()
     for name in ("tool_use.jinja", "rag.jinja", "notes.txt"):
         (tmp_path / "additional_chat_templates" / name).touch()
-    assert [path.name for path in chat_templates(tmp_path)] == ["rag.jinja", "tool_use.jinja"]
+    names = [f"additional_chat_templates/{name}.jinja" for name in ("rag", "tool_use")]
+    assert chat_templates(tmp_path) == names
 
 
 def test_config_json_must_be_an_object(tmp_path: Path) -> None:
