@@ -1,8 +1,9 @@
 """The verb `package`: a build becomes a folder that runs with numpy, onnxruntime and tokenizers alone.
 
-Copies the build's files, adds slmdeploy/runtime as it is (the device runs and verifies with the same code), a `run`
-script, pinned requirements and a README with the figures that the build's manifest holds. Refuses a build that did not
-pass its gate: nothing ships that is slower or worse than its profile allows. Knows nothing of graphs or weights.
+Copies the build's files but those for other runtimes, adds slmdeploy/runtime as it is (the device runs and verifies
+with the same code), a `run` script, pinned requirements and a README with the figures that the build's manifest holds.
+Refuses a build that did not pass its gate: nothing ships that is slower or worse than its profile allows. Knows nothing
+of graphs or weights.
 """
 
 import shutil
@@ -20,6 +21,7 @@ from slmdeploy.runtime.text import TOKENIZER
 
 REQUIREMENTS = ("numpy", "onnxruntime", "tokenizers")
 _OURS = ("run", "README.md", "requirements.txt", "runtime")
+_FOR_OTHERS = ("standard.onnx", "genai_config.json")
 
 RUN_SCRIPT = '''#!/usr/bin/env python3
 """Runs the model in this folder; `./run --help` says how. Needs the packages in requirements.txt and nothing else."""
@@ -85,7 +87,7 @@ def _require_passed(build: Path, result: dict[str, Any]) -> None:
 def _files(build: Path, made: Artifact) -> Iterator[tuple[Path, str]]:
     """Each file of the package that is copied and its name there: the build's, then the runtime's."""
     for name in made.manifest["files"]:
-        if name.split("/")[0] not in _OURS:
+        if name.split("/")[0] not in (*_OURS, *_FOR_OTHERS):
             yield build / name, name
     for source in sorted(Path(runtime.__file__).parent.glob("*.py")):
         yield source, f"runtime/{source.name}"

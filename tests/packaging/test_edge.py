@@ -38,6 +38,8 @@ def write_build(out: Path, result: dict[str, Any], **options: Any) -> Path:
         write_tiny_graph(draft.path, **options)
         (draft.path / "manifest.json").unlink()
         (draft.path / "README.md").write_text("a model card")
+        for name in ("standard.onnx", "genai_config.json"):
+            (draft.path / name).write_text("for other runtimes")
         draft.result |= result
     return out
 
@@ -107,6 +109,12 @@ def test_a_damaged_package_is_exit_code_5_without_a_traceback(packaged: Path, tm
 
 def test_a_package_can_be_loaded_as_a_build_can(packaged: Path) -> None:
     assert load(packaged).tasks == ("generate", "score")
+
+
+def test_what_is_there_for_other_runtimes_stays_behind(build: Path, packaged: Path) -> None:
+    shipped = open_artifact(packaged, "package").manifest["files"]
+    assert {"standard.onnx", "genai_config.json"} <= set(open_artifact(build, "build").manifest["files"]) - set(shipped)
+    assert {"model.onnx", "model.onnx.data", "score.onnx", "runtime.json"} <= set(shipped)
 
 
 def test_pins_readme_and_lineage(build: Path, packaged: Path) -> None:
