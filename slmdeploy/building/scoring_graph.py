@@ -19,6 +19,7 @@ from slmdeploy.errors import InputError
 
 HIDDEN = "model.norm.output"
 LABELS = "lm_head.labels"
+SOFTCAP = "lm_head.softcap.cap"
 _ATTENTION = "GroupQueryAttention"
 
 
@@ -72,18 +73,29 @@ def read_label_rows(score_path: Path) -> NDArray[np.float32]:
     return np.asarray(rows.const_value.numpy(), dtype=np.float32)
 
 
+def _softcapped(graph: ir.Graph, logits: ir.Value) -> ir.Value:
+    """The label logits under the bound that the generating graph's logits have, if there is one."""
+    cap = graph.initializers.get(SOFTCAP)
+    if cap is None:
+        return logits
+    for operator, inputs in (("Div", [cap]), ("Tanh", []), ("Mul", [cap])):
+        node = ir.node(operator, [logits, *inputs], name=f"{LABELS}.{operator}")
+        graph.append(node)
+        logits = node.outputs[0]
+    return logits
+
+
 def _replace_head(graph: ir.Graph, hidden: ir.Value, label_rows: NDArray[np.float32]) -> None:
     tensor = ir.tensor(np.ascontiguousarray(label_rows, dtype=np.float32), name=LABELS)
     weight = ir.Value(
         name=LABELS, type=ir.TensorType(tensor.dtype), shape=ir.Shape(label_rows.shape), const_value=tensor
     )
     graph.register_initializer(weight)
-    logits = ir.Value(
-        name="label_logits",
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape(("rows", label_rows.shape[1])),
-    )
-    graph.append(ir.node("MatMul", [hidden, weight], outputs=[logits], name=LABELS))
+    product = ir.node("MatMul", [hidden, weight], name=LABELS)
+    graph.append(product)
+    logits = _softcapped(graph, product.outputs[0])
+    logits.name, logits.type = "label_logits", ir.TensorType(ir.DataType.FLOAT)
+    logits.shape = ir.Shape(("rows", label_rows.shape[1]))
     kept = [value for value in graph.outputs if value.name != "logits"]
     graph.outputs.clear()
     graph.outputs.extend([logits, *kept])

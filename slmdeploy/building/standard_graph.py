@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from slmdeploy.building.block_attention import POSITIONS
 from slmdeploy.building.rewriting import Replacement, remove_unused_initializers
 from slmdeploy.errors import InputError
 
@@ -84,6 +85,7 @@ def _hide_left_padding(graph: ir.Graph, attentions: list[ir.Node]) -> None:
     # 1. per row: columns before its first 1, int32 [batch]
     first = new.add("ArgMax", inputs["attention_mask"], name="padding.first", axis=1, keepdims=0)
     zeros = new.add("Cast", first, name="padding.zeros", to=int(ir.DataType.INT32))
+    _count_from_first(graph, new, first)
     # 2. the bias [batch, 1, sequence, total]
     start, step = constant("start", np.int32(0)), constant("step", np.int32(1))
     columns = new.add("Range", start, width, step, name="padding.columns")
@@ -101,3 +103,18 @@ def _hide_left_padding(graph: ir.Graph, attentions: list[ir.Node]) -> None:
         node.resize_inputs(max(len(node.inputs), _BIAS + 1))
         node.replace_input_with(_LENGTHS, last)
         node.replace_input_with(_BIAS, bias)
+
+
+def _count_from_first(graph: ir.Graph, new: Replacement, first: ir.Value) -> None:
+    """Where the graph reads positions, count them from each row's first token; in its padding they are 0."""
+    positions = next((value for node in graph for value in node.outputs if value.name == POSITIONS), None)
+    if positions is None:
+        return
+    readers = list(positions.uses())
+    axis = new.constant("padding.row_axis", np.array([1], np.int64), shared=True)
+    column = new.add("Unsqueeze", first, axis, name="padding.shift")
+    least = new.constant("padding.least", np.int64(0), shared=True)
+    shifted = new.add("Max", new.add("Sub", positions, column, name="padding.behind"), least, name="padding.positions")
+    for use in readers:
+        use.node.replace_input_with(use.idx, shifted)
+    graph.sort()

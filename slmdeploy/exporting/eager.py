@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from slmdeploy.checkpoint import LABELS, Weights, label_token_ids, resolve_checkpoint
 from slmdeploy.errors import InputError, SlmdeployError
-from slmdeploy.exporting.spec import check_tensors, read_spec
+from slmdeploy.exporting.reading import read_spec
+from slmdeploy.exporting.spec import DecoderSpec, check_tensors, located
 from slmdeploy.profiling.worker import error_reply, serve
 
 Floats = NDArray[np.float32]
@@ -31,11 +32,12 @@ Floats = NDArray[np.float32]
 class EagerModel:
     """A torch model as a session of the profiler and as the reference of the parity ladder."""
 
-    def __init__(self, checkpoint: Path, labels: tuple[str, str] = LABELS) -> None:
+    def __init__(self, checkpoint: Path, labels: tuple[str, str] = LABELS, *, max_length: int | None = None) -> None:
         self.checkpoint, self.labels = checkpoint, labels
-        self.spec = read_spec(checkpoint)
-        check_tensors(self.spec, Weights(checkpoint))  # transformers would fill a missing tensor with random numbers
-        self.model = _load(checkpoint)
+        weights = Weights(checkpoint)
+        self.spec = located(read_spec(checkpoint, max_length), weights)
+        check_tensors(self.spec, weights)  # transformers would fill a missing tensor with random numbers
+        self.model = _load(checkpoint, self.spec)
         self._cache = DynamicCache(config=self.model.config)
 
     @cached_property
@@ -97,9 +99,11 @@ class EagerModel:
         cache = copy.deepcopy(self._cache)
         cache.batch_repeat_interleave(len(item_ids))
         # padding stands behind every token that is read, so the causal mask alone keeps it out
-        hidden = self.model.model(_padded(item_ids), past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = self.model.base_model(_padded(item_ids), past_key_values=cache, use_cache=True).last_hidden_state
         last = hidden[torch.arange(len(item_ids)), lengths - 1]
-        return _numpy(last @ self.model.lm_head.weight[self.label_ids].T)
+        logits = last @ self.model.get_output_embeddings().weight[self.label_ids].T * self.spec.logits_multiplier
+        cap = self.spec.logits_softcap
+        return _numpy(logits if cap is None else cap * torch.tanh(logits / cap))
 
     @torch.inference_mode()
     def _extend(self, ids: Sequence[int]) -> Floats:
@@ -112,12 +116,19 @@ class EagerModel:
             raise InputError(f"{tokens} tokens are needed, but the context of this model holds {self.spec.max_length}")
 
 
-def _load(checkpoint: Path) -> LlamaForCausalLM:
+def _load(checkpoint: Path, spec: DecoderSpec) -> PreTrainedModel:
+    # torch's fused attention knows no soft cap, and transformers would leave it out without a word
+    attention = "sdpa" if spec.attention_softcap is None else "eager"
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation=attention,
+            trust_remote_code=False,
         )
     finally:
         if bars:

@@ -19,17 +19,22 @@ from slmdeploy.checkpoint import (
     LABELS,
     TOKENIZER_FILES,
     Weights,
+    chat_templates,
     label_token_ids,
     read_json,
     read_tokenizer,
-    resolve_checkpoint,
+    require_exact_weights,
 )
 from slmdeploy.errors import InputError
-from slmdeploy.exporting.spec import DecoderSpec, check_tensors, read_spec
+from slmdeploy.exporting.adapters import Source, whole_checkpoint
+from slmdeploy.exporting.encoder import EncoderSettings, export_encoder
+from slmdeploy.exporting.reading import read_spec
+from slmdeploy.exporting.spec import DecoderSpec, check_tensors, head_rows, located
+from slmdeploy.exporting.tasks import DECODER, check_names, choose
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
+from slmdeploy.runtime.bundle import read_runtime
 
-TASKS = ("generate", "score")
 DIALECTS = ("ort",)
 _PARITY_MEASURE = "largest absolute difference of logits, divided by the largest logit of torch where that is above 1"
 
@@ -38,35 +43,82 @@ def export(
     checkpoint: Path | str,
     *,
     out: Path,
-    tasks: Sequence[str] = ("generate",),
+    tasks: Sequence[str] | None = None,
     labels: tuple[str, str] = LABELS,
     dialect: str = "ort",
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    max_length: int | None = None,
+    base: Path | str | None = None,
+    revision: str | None = None,
+    cache_dir: Path | str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write the float32 graph of a checkpoint (a folder or a Hugging Face id) to `out`, and its parity with torch.
 
+    tasks: out of generate, score, embed and classify; None for what the checkpoint's class is for (tasks.py).
+    pooling ("mean", "cls", "last") and normalize: of the vectors of embed; None as the checkpoint says, else the mean.
+    max_length: the context in tokens, instead of the config's; the scaling of its positions may allow a longer one.
+    base: for a LoRA adapter, the checkpoint that it was trained on, if not the one that it names; it is merged in.
+    revision and cache_dir: of a Hugging Face id, see `resolve_checkpoint`.
     labels: the words for label values 0 and 1 of the task score; each must be one token. Raises UnsupportedModelError
     for a model that is not understood entirely, InputError for an unknown task or dialect, a missing file or a label of
     several tokens, GateError when a logit differs from torch's by more than parity.LIMIT, and what `writing` raises.
     """
     require("build", "torch", "transformers", "onnx", "onnx_ir")
-    _check_choice("task", tasks, TASKS)
+    if tasks is not None:
+        check_names(tasks)
     _check_choice("dialect", (dialect,), DIALECTS)
-    source = resolve_checkpoint(checkpoint)
-    spec, weights = read_spec(source), Weights(source)
+    progress = progress or SILENT
+    with whole_checkpoint(
+        checkpoint, beside=out, base=base, revision=revision, cache_dir=cache_dir, progress=progress
+    ) as found:
+        choice = choose(found.path, tasks)
+        require_exact_weights(found.path)
+        inputs = found.origins or {"checkpoint": found.path}
+        if choice.role != DECODER:
+            settings = EncoderSettings(dialect, pooling, normalize, max_length)
+            return export_encoder(found.path, choice, settings, out=out, inputs=inputs, force=force, progress=progress)
+        if pooling is not None or normalize is not None:
+            raise InputError("pooling and normalize are settings of the task embed, not of a decoder's")
+        return _export(found, out, choice.tasks, labels, dialect, max_length, force, progress)
+
+
+def _export(
+    found: Source,
+    out: Path,
+    tasks: Sequence[str],
+    labels: tuple[str, str],
+    dialect: str,
+    max_length: int | None,
+    force: bool,
+    progress: Progress,
+) -> Artifact:
+    source = found.path
+    weights = Weights(source)
+    spec = located(read_spec(source, max_length), weights)
     check_tensors(spec, weights)
     _check_vocabulary(source, spec)
+    if "score" in tasks and spec.scaled_context:
+        original = min(rope.original for rope in spec.ropes if rope.changes_within(spec.max_length))
+        raise InputError(
+            f"{source}: its rotary embedding changes with the length of a sequence beyond {original} tokens, so items "
+            f"cannot share a prefix there; for the task score export with --max-length {original}"
+        )
     label_ids = label_token_ids(source, labels) if "score" in tasks else None
-    progress = progress or SILENT
     plan: dict[str, Any] = {"tasks": list(tasks), "dialect": dialect}
     if label_ids is not None:
         plan["labels"] = list(labels)
-    with writing(out, kind="graph", plan=plan, inputs={"checkpoint": source}, force=force) as draft:
+    if max_length is not None:
+        plan["max_length"] = max_length
+    with writing(out, kind="graph", plan=plan, inputs=found.origins or {"checkpoint": source}, force=force) as draft:
         _copy_texts(source, draft.path, spec)
         end_ids = _end_ids(draft.path, spec)
         _write_json(draft.path / "runtime.json", _runtime(spec, end_ids, tasks, labels, label_ids))
         _write_graphs(spec, weights, draft.path, label_ids, progress)
+        if "generate" in tasks:
+            _write_for_other_runtimes(draft.path)
         draft.result |= _prove(source, draft.path, progress)
         draft.result["parameters"] = sum(math.prod(shape) for shape in spec.tensor_shapes().values())
     return open_artifact(out, "graph")
@@ -102,15 +154,28 @@ def _write_graphs(
     ir.save(model, path, external_data="model.onnx.data", callback=lambda tensor, info: progress.advance())
     progress.finish()
     if label_ids is not None:
-        head = weights.read("model.embed_tokens.weight" if spec.tied else "lm_head.weight")
-        write_score_graph(path, head[list(label_ids)].T, folder / "score.onnx")
+        write_score_graph(path, head_rows(spec, weights)[list(label_ids)].T, folder / "score.onnx")
+
+
+def _write_for_other_runtimes(folder: Path) -> None:
+    """The standard interface where model.onnx has not got it, and what onnxruntime-genai wants to know."""
+    from slmdeploy.building.standard_graph import write_standard_graph
+    from slmdeploy.exporting.genai import write_genai_config
+
+    if read_runtime(folder).interface == "shared":
+        write_standard_graph(folder / "model.onnx")
+    write_genai_config(folder)
 
 
 def _prove(checkpoint: Path, folder: Path, progress: Progress) -> dict[str, Any]:
     """The manifest's record of parity; raises GateError when it fails."""
+    from slmdeploy.building.standard_check import standard_rungs
+    from slmdeploy.building.standard_graph import STANDARD
     from slmdeploy.exporting import parity
 
     rungs = parity.measure(checkpoint, folder, progress)
+    if (folder / STANDARD).is_file():
+        rungs += standard_rungs(folder, limit=parity.LIMIT)
     parity.require_passed(rungs, checkpoint)
     return {
         "parity": [rung.as_dict() for rung in rungs],
@@ -146,8 +211,9 @@ def _runtime(
 
 def _copy_texts(source: Path, folder: Path, spec: DecoderSpec) -> None:
     """Config and tokenizer files as they are; a generation_config.json is made where the checkpoint has none."""
-    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
+    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, *chat_templates(source)):
         if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)
     if not (folder / "generation_config.json").exists():
         ids = {"bos_token_id": spec.bos_token_id, "eos_token_id": list(spec.eos_token_ids)}

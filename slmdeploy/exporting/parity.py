@@ -28,7 +28,7 @@ def measure(checkpoint: Path, graph: Path, progress: Progress) -> list[Rung]:
     asked = list(checks(vocab_size=config.vocab_size, max_length=config.max_length, label_ids=labels))
     progress.start("run torch", len(asked), "checks")
     expected = []
-    reference = EagerModel(checkpoint)
+    reference = EagerModel(checkpoint, max_length=config.max_length)
     for check in asked:
         expected.append(check.reference(reference))
         progress.advance(note=check.name)

@@ -1,141 +1,210 @@
-"""What a decoder checkpoint computes, as data: `DecoderSpec`, from its config.json, checked against its tensors.
+"""What a decoder checkpoint computes, as data: `DecoderSpec`, and whether its tensors are those that this asks for.
 
-    LlamaForCausalLM, every field understood          -> DecoderSpec
-    another architecture, or custom code (`auto_map`) -> UnsupportedModelError naming the field
-    a field of the maths with a value not implemented -> UnsupportedModelError naming field and value
-    a field that this file has never heard of         -> the same: it may change the maths, so it is not passed over
-    a tensor that is missing, left over or mis-shaped -> UnsupportedModelError naming the tensor
-
-Fields are sorted into what shapes the graph, what has one implemented value, and what changes no number of inference;
-absent ones take the defaults of transformers' LlamaConfig. Knows nothing of ONNX. It exists so that supporting a family
-means adding data here, and a new field in a new transformers version stops the export instead of bending its result.
+One definition of a decoder (decoder.py) reads nothing else, so that a family is a row of values (families.py) and not a
+subclass. A tensor that is missing, left over or mis-shaped is an UnsupportedModelError naming it: what is not accounted
+for may change the maths. Knows nothing of config.json and nothing of ONNX.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from slmdeploy.checkpoint import Weights, read_config
+from slmdeploy.checkpoint import Weights
 from slmdeploy.errors import UnsupportedModelError
 
-ARCHITECTURES = {"LlamaForCausalLM": "llama"}
-_SHAPING: dict[str, Any] = {  # field -> LlamaConfig's default; ... where a checkpoint has to say it
-    "vocab_size": ...,
-    "hidden_size": ...,
-    "intermediate_size": ...,
-    "num_hidden_layers": ...,
-    "num_attention_heads": ...,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
-    "rope_parameters": None,
-    "rope_theta": None,
-    "rope_scaling": None,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-_ONE_VALUE: dict[str, Any] = {
-    "hidden_act": "silu",
-    "is_encoder_decoder": False,
-    "is_llama_config": True,
-    "add_cross_attention": False,
-    "rope_interleaved": False,
-    "partial_rotary_factor": 1.0,
-    "use_bfloat16": False,
-    "use_sliding_window": False,
-}
-_NO_MATHS = frozenset(
-    (
-        *("_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "bad_words_ids"),
-        *("chunk_size_feed_forward", "dtype", "finetuning_task", "id2label", "initializer_range", "label2id"),
-        *("model_type", "num_labels", "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp"),
-        *("problem_type", "return_dict", "task_specific_params", "tie_last_hidden_states", "tokenizer_class"),
-        *("torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "unsloth_version"),
-        *("use_cache", "_commit_hash", "is_decoder", "prefix"),
-    )
-)
-_ROPE_KEYS = {
-    "default": frozenset[str](),
-    "linear": frozenset({"factor"}),
-    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
-}
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Flow = Literal["pre", "post", "sandwich", "parallel"]
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The sizes of one layer; layers may differ, as they do after structured pruning."""
+    """What one layer has of its own; layers may differ, by design or after structured pruning.
+
+    `window`: how many tokens a query sees, itself included; None for all before it. `rope`: the index of its rotary
+    embedding in `DecoderSpec.ropes`; None for a layer without one.
+    """
 
     heads: int
     kv_heads: int
     intermediate: int
+    window: int | None = None
+    rope: int | None = 0
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding: base `theta` and, for "linear" and "llama3" scaling, its parameters by config name."""
+    """Rotary embedding of the first `dims` numbers of a head: base `theta` and a scaling by its config name.
+
+    kind: default, linear, llama3, yarn, dynamic or longrope; `parameters` by config name. `original`: the context
+    before scaling, in tokens; the frequencies of dynamic and longrope change where a sequence is longer than that.
+    """
 
     theta: float
     kind: str
-    parameters: tuple[tuple[str, float], ...]
+    dims: int
+    parameters: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
+    original: int = 0
+
+    def changes_within(self, length: int) -> bool:
+        """Whether its frequencies depend on the length of the sequence, up to `length` tokens."""
+        return self.kind in ("dynamic", "longrope") and length > self.original
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Normalisation: RMS (Zhang and Sennrich 2019) or LayerNorm; `offset` is added to the stored weight."""
+
+    kind: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-6
+    offset: float = 0.0
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a family keeps its tensors, by path without ".weight" and ".bias"; a layer's are relative to the layer.
+
+    `qkv` and `mlp_in` have several entries where the parts are stored apart, and one where they are fused already.
+    The norms are None where a family has none in that place.
+    """
+
+    embedding: str = "model.embed_tokens"
+    positions: str | None = None
+    layers: str = "model.layers"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    attention_out: str = "self_attn.o_proj"
+    query_norm: str = "self_attn.q_norm"
+    key_norm: str = "self_attn.k_norm"
+    mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    mlp_out: str = "mlp.down_proj"
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+    transposed: bool = False
+    """Linear weights are [in, out], as in GPT-2, and not [out, in]."""
+    interleaved: bool = False
+    """The fused qkv has query, key and value of each head side by side, as in GPT-NeoX."""
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms of a layer."""
+        every = (self.before_attention, self.after_attention, self.before_mlp, self.after_mlp)
+        return tuple(name for name in every if name is not None)
+
+    def without_prefix(self) -> "Names":
+        """The same without the first component, as a model that was saved without its head has them."""
+
+        def cut(path: str) -> str:
+            return path.partition(".")[2]
+
+        positions = self.positions and cut(self.positions)
+        embedding, layers, final = cut(self.embedding), cut(self.layers), cut(self.final_norm)
+        return replace(self, embedding=embedding, positions=positions, layers=layers, final_norm=final)
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """A decoder family member: sizes, norm, rotary embedding, biases and tying. `layers` holds one entry per layer."""
+    """A member of a decoder family: sizes, norms, positions, attention, MLP and head. `layers` has one entry each.
 
+    flow: "pre" normalises before each branch, "post" behind it, "sandwich" both; "parallel" adds attention and MLP of
+    one input. `positions`: rows of the table of learned positions, 0 without one. `attention_scale` multiplies the
+    products, `attention_softcap` and `logits_softcap` c bound by c tanh(x / c). The multipliers are of the embedding,
+    of each branch and of the logits.
+    """
+
+    names: Names
     hidden: int
     vocab_size: int
     head_dim: int
     max_length: int
     layers: tuple[LayerSpec, ...]
-    norm_eps: float
-    rope: Rope
-    attention_bias: bool
-    mlp_bias: bool
-    tied: bool
+    norm: Norm
+    ropes: tuple[Rope, ...]
+    attention_scale: float
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    flow: Flow = "pre"
+    activation: Activation = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: Literal["none", "head", "whole"] = "none"
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
+    positions: int = 0
+    tied: bool = False
+
+    @property
+    def scaled_context(self) -> bool:
+        """Whether some frequencies depend on the length of the sequence within this context."""
+        return any(rope.changes_within(self.max_length) for rope in self.ropes)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that the checkpoint must hold, by Hugging Face name; linear weights are [out, in]."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, self.hidden),
-            "model.norm.weight": (self.hidden,),
-        }
+        """Every tensor that the checkpoint must hold, by Hugging Face name."""
+        names = self.names
+        shapes: dict[str, tuple[int, ...]] = {f"{names.embedding}.weight": (self.vocab_size, self.hidden)}
+        if names.positions:
+            shapes[f"{names.positions}.weight"] = (self.positions, self.hidden)
+        shapes |= self._norm_shapes(names.final_norm)
         if not self.tied:
-            shapes["lm_head.weight"] = (self.vocab_size, self.hidden)
+            shapes[f"{names.head}.weight"] = (self.vocab_size, self.hidden)
         for index, layer in enumerate(self.layers):
-            shapes |= {f"model.layers.{index}.{name}": shape for name, shape in self._layer_shapes(layer).items()}
+            shapes |= {f"{names.layers}.{index}.{name}": shape for name, shape in self._layer_shapes(layer).items()}
         return shapes
 
+    def _norm_shapes(self, name: str, width: int | None = None) -> dict[str, tuple[int, ...]]:
+        shape: tuple[int, ...] = (self.hidden if width is None else width,)
+        return {f"{name}.weight": shape} | ({f"{name}.bias": shape} if self.norm.bias else {})
+
     def _layer_shapes(self, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
-        query, key = layer.heads * self.head_dim, layer.kv_heads * self.head_dim
-        linear = {
-            "self_attn.q_proj": (query, self.hidden),
-            "self_attn.k_proj": (key, self.hidden),
-            "self_attn.v_proj": (key, self.hidden),
-            "self_attn.o_proj": (self.hidden, query),
-            "mlp.gate_proj": (layer.intermediate, self.hidden),
-            "mlp.up_proj": (layer.intermediate, self.hidden),
-            "mlp.down_proj": (self.hidden, layer.intermediate),
-        }
-        biased = {"self_attn": self.attention_bias, "mlp": self.mlp_bias}
-        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linear.items()}
-        shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items() if biased[name.split(".")[0]]}
-        norms = ("input_layernorm.weight", "post_attention_layernorm.weight")
-        return shapes | dict.fromkeys(norms, (self.hidden,))
+        names, query, key = self.names, layer.heads * self.head_dim, layer.kv_heads * self.head_dim
+        linear = [
+            *zip(
+                names.qkv, _widths(names.qkv, (query, key, key)), [self.hidden] * 3, [self.qkv_bias] * 3, strict=False
+            ),
+            (names.attention_out, self.hidden, query, self.output_bias),
+            *(
+                (name, width, self.hidden, self.mlp_bias)
+                for name, width in zip(names.mlp_in, _widths(names.mlp_in, self._mlp_parts(layer)), strict=True)
+            ),
+            (names.mlp_out, self.hidden, layer.intermediate, self.mlp_bias),
+        ]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, outputs, inputs, biased in linear:
+            shapes[f"{name}.weight"] = (inputs, outputs) if names.transposed else (outputs, inputs)
+            if biased:
+                shapes[f"{name}.bias"] = (outputs,)
+        for name in names.norms:
+            shapes |= self._norm_shapes(name)
+        if self.qk_norm != "none":
+            whole = self.qk_norm == "whole"
+            shapes |= self._norm_shapes(names.query_norm, query if whole else self.head_dim)
+            shapes |= self._norm_shapes(names.key_norm, key if whole else self.head_dim)
+        return shapes
+
+    def _mlp_parts(self, layer: LayerSpec) -> tuple[int, ...]:
+        return (layer.intermediate,) * (2 if self.gated else 1)
 
 
-def read_spec(checkpoint: Path) -> DecoderSpec:
-    """The spec of a checkpoint folder; raises UnsupportedModelError as the module's table says."""
-    return _Config(checkpoint / "config.json", read_config(checkpoint)).spec()
+def _widths(stored: tuple[str, ...], parts: tuple[int, ...]) -> tuple[int, ...]:
+    """Output widths of the tensors that hold these parts: each its own, or one for all."""
+    return parts if len(stored) == len(parts) else (sum(parts),)
+
+
+def located(spec: DecoderSpec, weights: Weights) -> DecoderSpec:
+    """The spec with the names under which these weights are stored: older checkpoints lack the model's prefix."""
+    plain = spec.names.without_prefix()
+    stored = f"{spec.names.embedding}.weight" not in weights and f"{plain.embedding}.weight" in weights
+    return replace(spec, names=plain) if stored else spec
 
 
 def check_tensors(spec: DecoderSpec, weights: Weights) -> None:
@@ -153,114 +222,19 @@ def check_tensors(spec: DecoderSpec, weights: Weights) -> None:
             raise UnsupportedModelError(f"{where} holds {name}, which its config.json does not account for")
 
 
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+
+
 def _redundant(name: str, spec: DecoderSpec, weights: Weights) -> bool:
-    """True for what older transformers saved besides: the rotary frequencies, and the head of a tied model."""
-    if name.endswith(".rotary_emb.inv_freq"):
+    """True for what older transformers saved besides: frequencies, causal masks, and the head of a tied model."""
+    if name.endswith(_BUFFERS):
         return True
-    if name == "lm_head.weight" and spec.tied and weights.shape(name) == (spec.vocab_size, spec.hidden):
-        return bool(np.array_equal(weights.read(name), weights.read("model.embed_tokens.weight")))
+    if name == f"{spec.names.head}.weight" and spec.tied and weights.shape(name) == (spec.vocab_size, spec.hidden):
+        return bool(np.array_equal(weights.read(name), weights.read(f"{spec.names.embedding}.weight")))
     return False
 
 
-class _Config:
-    """config.json with errors that name it; a field is taken by a method that says what it may hold."""
-
-    def __init__(self, file: Path, values: Mapping[str, Any]) -> None:
-        self.file, self.values = file, values
-
-    def spec(self) -> DecoderSpec:
-        self._check_architecture()
-        self._check_fields()
-        heads = self._size("num_attention_heads")
-        kv_heads = self._size("num_key_value_heads", heads)
-        if heads % kv_heads:
-            raise self._refusal("num_key_value_heads", f"it does not divide num_attention_heads = {heads}")
-        layer = LayerSpec(heads, kv_heads, self._size("intermediate_size"))
-        head_dim = self._size("head_dim", self._size("hidden_size") // heads)
-        if head_dim % 16:
-            raise self._refusal("head_dim", "ONNX Runtime's GroupQueryAttention needs a multiple of 16", head_dim)
-        return DecoderSpec(
-            hidden=self._size("hidden_size"),
-            vocab_size=self._size("vocab_size"),
-            head_dim=head_dim,
-            max_length=self._size("max_position_embeddings"),
-            layers=(layer,) * self._size("num_hidden_layers"),
-            norm_eps=self._number("rms_norm_eps", self._value("rms_norm_eps")),
-            rope=self._rope(),
-            attention_bias=self._flag("attention_bias"),
-            mlp_bias=self._flag("mlp_bias"),
-            tied=self._flag("tie_word_embeddings"),
-            bos_token_id=self._token_ids("bos_token_id")[0] if self._token_ids("bos_token_id") else None,
-            eos_token_ids=self._token_ids("eos_token_id"),
-        )
-
-    def _check_architecture(self) -> None:
-        known = " or ".join(ARCHITECTURES)
-        named = self.values.get("architectures")
-        if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
-            raise self._refusal("architectures", f"only {known} is implemented")
-        if self.values.get("model_type") != ARCHITECTURES[named[0]]:
-            raise self._refusal("model_type", f"{named[0]} goes with {ARCHITECTURES[named[0]]!r}")
-
-    def _check_fields(self) -> None:
-        for name, value in self.values.items():
-            if name in _SHAPING or name in _NO_MATHS or value is None:
-                continue
-            if name not in _ONE_VALUE:
-                raise self._refusal(name, "this field is not known and may change the maths")
-            if value != _ONE_VALUE[name]:
-                raise self._refusal(name, f"only {_ONE_VALUE[name]!r} is implemented")
-
-    def _rope(self) -> Rope:
-        nested = self.values.get("rope_parameters")
-        scaling = self.values.get("rope_scaling")
-        if nested is not None and scaling is not None:
-            raise self._refusal("rope_scaling", "rope_parameters is there too; keep one of them")
-        field = "rope_parameters" if nested is not None else "rope_scaling"
-        given = nested if nested is not None else scaling or {}
-        if not isinstance(given, dict):
-            raise self._refusal(field, "it must be an object")
-        kind = given.get("rope_type", given.get("type", "default"))
-        if kind not in _ROPE_KEYS:
-            raise self._refusal(f"{field}.rope_type", f"only {', '.join(_ROPE_KEYS)} are implemented", kind)
-        for key in given:
-            if key not in _ROPE_KEYS[kind] | {"rope_type", "type", "rope_theta"} and given[key] != _ONE_VALUE.get(key):
-                raise self._refusal(f"{field}.{key}", f"this key is not known for rope_type {kind!r}", given[key])
-        parameters = tuple((key, self._number(f"{field}.{key}", given.get(key))) for key in sorted(_ROPE_KEYS[kind]))
-        theta = given.get("rope_theta", self.values.get("rope_theta"))
-        return Rope(10000.0 if theta is None else self._number("rope_theta", theta), kind, parameters)
-
-    def _value(self, name: str) -> Any:
-        value = self.values.get(name, _SHAPING[name])
-        if value is ...:
-            raise UnsupportedModelError(f"{self.file} does not say {name}")
-        return value
-
-    def _size(self, name: str, default: int | None = None) -> int:
-        value = self._value(name)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._refusal(name, "it must be a whole number above 0")
-        return value
-
-    def _number(self, name: str, value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise self._refusal(name, "it must be a number above 0", value)
-        return float(value)
-
-    def _flag(self, name: str) -> bool:
-        value = self._value(name)
-        if not isinstance(value, bool):
-            raise self._refusal(name, "it must be true or false")
-        return value
-
-    def _token_ids(self, name: str) -> tuple[int, ...]:
-        value = self._value(name)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise self._refusal(name, "it must be a token id or a list of them")
-        return tuple(ids)
-
-    def _refusal(self, name: str, reason: str, *value: Any) -> UnsupportedModelError:
-        shown = value[0] if value else self.values.get(name)
-        return UnsupportedModelError(f"{self.file}: {name} = {shown!r} is not supported: {reason}")
+def head_rows(spec: DecoderSpec, weights: Weights) -> NDArray[np.float32]:
+    """The head as the graph applies it, float32 [vocabulary, hidden]: of the embedding where tied, and scaled."""
+    rows = weights.read(f"{spec.names.embedding if spec.tied else spec.names.head}.weight")
+    return rows if spec.logits_multiplier == 1 else rows * np.float32(spec.logits_multiplier)

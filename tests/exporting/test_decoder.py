@@ -8,20 +8,19 @@ import onnx_ir as ir
 import onnxruntime
 
 from slmdeploy.exporting.decoder import build_decoder
-from slmdeploy.exporting.spec import DecoderSpec, LayerSpec, Rope
+from slmdeploy.exporting.spec import DecoderSpec, LayerSpec, Names, Norm, Rope
 from tests.exporting.checkpoints import FakeWeights
 
 SPEC = DecoderSpec(
+    names=Names(),
     hidden=64,
     vocab_size=50,
     head_dim=16,
     max_length=32,
     layers=(LayerSpec(4, 2, 37), LayerSpec(4, 2, 37)),
-    norm_eps=1e-6,
-    rope=Rope(10000.0, "default", ()),
-    attention_bias=False,
-    mlp_bias=False,
-    tied=False,
+    norm=Norm(),
+    ropes=(Rope(10000.0, "default", 16),),
+    attention_scale=0.25,
     bos_token_id=0,
     eos_token_ids=(1,),
 )

@@ -81,7 +81,7 @@ def test_weights_in_bfloat16_run_in_float32(tmp_path: Path) -> None:
 def test_a_model_that_is_not_understood_is_not_run_either(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "mish"}))
     with pytest.raises(UnsupportedModelError, match="hidden_act"):
         EagerModel(tmp_path)
 
