@@ -231,19 +231,24 @@ def export(
     task: Annotated[list[Task] | None, typer.Option(help="May be given twice; default: generate.")] = None,
     dialect: Annotated[Dialect, typer.Option(help="Operator set.")] = Dialect.ORT,
     labels: Annotated[tuple[str, str], typer.Option(help="Label words of a scorer: for 0, for 1.")] = (" no", " yes"),
+    base: Annotated[str | None, typer.Option(help="Of a LoRA adapter: the checkpoint it was trained on.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where downloads go instead of the usual cache.")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Build the ONNX graph from the weights and prove it equal to torch."""
-    from slmdeploy.checkpoint import resolve_checkpoint
     from slmdeploy.exporting.export import export as verb
 
     artifact = verb(
-        resolve_checkpoint(checkpoint),
+        checkpoint,
         out=output,
         tasks=tuple(t.value for t in task or [Task.GENERATE]),
         labels=labels,
         dialect=dialect.value,
+        base=base,
+        revision=revision,
+        cache_dir=cache_dir,
         force=force,
         progress=_progress(as_json),
     )
@@ -381,6 +386,8 @@ def verify(
 def generate(
     path: Annotated[Path, typer.Argument(help="Graph, build or package folder.")],
     prompt: Annotated[str | None, typer.Argument(help="Prompt; from stdin when left out.")] = None,
+    chat: Annotated[str | None, typer.Option(help="A message to answer through the chat template.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the message of --chat.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="0 is off.")] = 0,
@@ -394,10 +401,12 @@ def generate(
 ) -> None:
     """Continue a prompt; the text streams to stdout."""
     from slmdeploy import console
+    from slmdeploy.runtime.chat import command_messages
     from slmdeploy.runtime.model import load
 
+    messages = command_messages(prompt, chat, system)
     model = load(path, threads=threads)
-    text = sys.stdin.read() if prompt is None else prompt
+    text = sys.stdin.read() if prompt is None and messages is None else prompt or ""
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -409,10 +418,11 @@ def generate(
         "stop": tuple(stop or ()),
     }
     if as_json:
-        completion = model.generate(text, **options)
+        completion = model.generate(text, **options) if messages is None else model.chat(messages, **options)
         console.print_json({"text": completion.text, "finish_reason": completion.finish_reason})
         return
-    for piece in model.stream(text, **options):
+    pieces = model.stream(text, **options) if messages is None else model.chat_stream(messages, **options)
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "datasets", "accelerate", "onnx", "onnx_ir", "onnxscript")
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "onnx", "onnx_ir", "onnxscript", "jinja2")
 
 PROBE = """
 import importlib, json, sys

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .bundle import read_manifest, verify_files
+from .chat import command_messages
 from .errors import InputError, SlmdeployError
 from .model import load
 
@@ -26,6 +27,8 @@ def parser(program: str, *, with_folder: bool) -> argparse.ArgumentParser:
     verbs = root.add_subparsers(dest="verb", required=True)
     generate = verbs.add_parser("generate", help="continue a prompt; streams to stdout")
     generate.add_argument("prompt", nargs="?", help="the text to continue (default: stdin)")
+    generate.add_argument("--chat", help="a message to answer through the model's chat template, instead of a prompt")
+    generate.add_argument("--system", help="what the model is told before the message of --chat")
     generate.add_argument("--max-new-tokens", type=int, default=128)
     generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     generate.add_argument("--top-k", type=int, default=0)
@@ -50,15 +53,18 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def _generate(folder: Path, arguments: argparse.Namespace) -> None:
-    prompt = _stdin() if arguments.prompt is None else arguments.prompt
+    messages = command_messages(arguments.prompt, arguments.chat, arguments.system)
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
     options = {name: getattr(arguments, name) for name in names}
     model = load(folder, threads=arguments.threads)
+    if messages is None:
+        prompt = _stdin() if arguments.prompt is None else arguments.prompt
     if arguments.json:
-        completion = model.generate(prompt, **options)
+        completion = model.generate(prompt, **options) if messages is None else model.chat(messages, **options)
         _print_json(vars(completion) | {"token_ids": list(completion.token_ids)})
         return
-    for piece in model.stream(prompt, **options):
+    pieces = model.stream(prompt, **options) if messages is None else model.chat_stream(messages, **options)
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     print()

@@ -121,6 +121,11 @@ class TextRun:
         self._detokenizer = codec.detokenizer(prompt_ids)
         self._stops = StopStrings(settings.stop)
 
+    def completion(self) -> Completion:
+        """All of it at once."""
+        text = "".join(self.pieces())
+        return Completion(text, tuple(self.token_ids), self.finish_reason, len(self.prompt_ids))
+
     def pieces(self) -> Iterator[str]:
         """The text, each piece as soon as no later token can change it."""
         for token in self._tokens:

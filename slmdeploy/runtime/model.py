@@ -5,10 +5,10 @@ use, so a scorer never loads the language model's head and a generator never loa
 sequence at a time and is not safe to share between threads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from . import decoding, scoring, standard
 from .bundle import RUNTIME, RuntimeConfig, read_manifest, read_runtime, require_listed, verify_files
+from .chat import ChatTemplates, Message
 from .errors import InputError
 from .generation import Completion, Settings, TextOptions, TextRun, TokenOptions, token_stream
 from .text import TOKENIZER, TextCodec, load_tokenizer
@@ -78,17 +79,43 @@ class Model:
 
         Raises InputError for a prompt that is empty or does not fit the context, and for settings out of range.
         """
-        run = self._text_run(prompt, options)
-        text = "".join(run.pieces())
-        return Completion(text, tuple(run.token_ids), run.finish_reason, len(run.prompt_ids))
+        return self._text_run(self._codec.prompt(prompt, "prompt"), options).completion()
 
     def stream(self, prompt: str, **options: Unpack[TextOptions]) -> Iterator[str]:
         """The text of `generate` in pieces, each given out as soon as no later token can change it."""
-        return self._text_run(prompt, options).pieces()
+        return self._text_run(self._codec.prompt(prompt, "prompt"), options).pieces()
 
-    def _text_run(self, prompt: str, options: TextOptions) -> TextRun:
+    def chat(self, messages: Sequence[Message], **options: Unpack[TextOptions]) -> Completion:
+        """The assistant's answer to messages such as {"role": "user", "content": "Hello"}; options as in `generate`.
+
+        Raises InputError where the folder has no chat template or the template refuses the messages.
+        """
+        return self._text_run(self._chat_ids(messages), options).completion()
+
+    def chat_stream(self, messages: Sequence[Message], **options: Unpack[TextOptions]) -> Iterator[str]:
+        """The text of `chat` in pieces, each given out as soon as no later token can change it."""
+        return self._text_run(self._chat_ids(messages), options).pieces()
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text that `chat` continues, with the special tokens in it; `ChatTemplates.render` says of what."""
+        return self._chat.render(messages, tools=tools, variables=variables)
+
+    @cached_property
+    def _chat(self) -> ChatTemplates:
+        return ChatTemplates(self.path)
+
+    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        return self._codec.item(self.chat_prompt(messages), "chat")  # the template has written its own special tokens
+
+    def _text_run(self, prompt_ids: Sequence[int], options: TextOptions) -> TextRun:
         self._require("generate")
-        return TextRun(self._decoder, self._codec, self._codec.prompt(prompt, "prompt"), Settings(**options))
+        return TextRun(self._decoder, self._codec, prompt_ids, Settings(**options))
 
     def generate_ids(self, prompt_ids: Sequence[int], **options: Unpack[TokenOptions]) -> Iterator[int]:
         """The tokens behind a prompt, each as soon as it is chosen; the end token is not given out.
