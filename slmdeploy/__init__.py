@@ -22,16 +22,19 @@ if TYPE_CHECKING:
     from slmdeploy.packaging.edge import package
     from slmdeploy.pipeline import run
     from slmdeploy.profiling.profile import profile
-    from slmdeploy.runtime.model import Model, load
+    from slmdeploy.runtime.encoder_model import EncoderModel
+    from slmdeploy.runtime.model import Model
+    from slmdeploy.runtime.opening import load
     from slmdeploy.selection import select
     from slmdeploy.verification import verify
 
 _HOMES = {
+    "EncoderModel": "runtime.encoder_model",
     "Model": "runtime.model",
     "build": "building.build",
     "distill": "compress.distill",
     "export": "exporting.export",
-    "load": "runtime.model",
+    "load": "runtime.opening",
     "package": "packaging.edge",
     "profile": "profiling.profile",
     "prune": "compress.prune",
@@ -41,6 +44,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "EncoderModel",
     "Model",
     "__version__",
     "build",

@@ -44,6 +44,16 @@ class Task(StrEnum):
 
     GENERATE = "generate"
     SCORE = "score"
+    EMBED = "embed"
+    CLASSIFY = "classify"
+
+
+class Pooling(StrEnum):
+    """Ways to make one vector of a text's tokens."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    LAST = "last"
 
 
 class Dialect(StrEnum):
@@ -228,24 +238,30 @@ def distill(
 def export(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or Hugging Face id.")],
     output: Out,
-    task: Annotated[list[Task] | None, typer.Option(help="May be given twice; default: generate.")] = None,
+    task: Annotated[list[Task] | None, typer.Option(help="May be repeated; default: what the class is for.")] = None,
     dialect: Annotated[Dialect, typer.Option(help="Operator set.")] = Dialect.ORT,
     labels: Annotated[tuple[str, str], typer.Option(help="Label words of a scorer: for 0, for 1.")] = (" no", " yes"),
+    pooling: Annotated[Pooling | None, typer.Option(help="Of embed; default: the checkpoint's, else mean.")] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Of embed: vectors of length one.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Of a LoRA adapter: the checkpoint it was trained on.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where downloads go instead of the usual cache.")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Build the ONNX graph from the weights and prove it equal to torch."""
+    """Build the ONNX graph of a decoder from its weights, or trace an encoder's, and prove it equal to torch."""
     from slmdeploy.exporting.export import export as verb
 
     artifact = verb(
         checkpoint,
         out=output,
-        tasks=tuple(t.value for t in task or [Task.GENERATE]),
+        tasks=tuple(t.value for t in task) if task else None,
         labels=labels,
         dialect=dialect.value,
+        pooling=pooling.value if pooling else None,
+        normalize=normalize,
         base=base,
         revision=revision,
         cache_dir=cache_dir,
@@ -435,9 +451,9 @@ def score(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Score items behind one shared prefix, best first."""
+    """Score items behind one shared prefix (of a cross-encoder: against a query), best first."""
     from slmdeploy import console
-    from slmdeploy.runtime.model import load
+    from slmdeploy.runtime.opening import load
 
     texts = items if items else sys.stdin.read().splitlines()
     scores = load(path, threads=threads).score(prefix, texts)
@@ -446,6 +462,44 @@ def score(
         return
     for value, text in sorted(zip(scores, texts, strict=True), reverse=True):
         print(f"{value:8.3f}  {text}")
+
+
+@app.command()
+def embed(
+    path: Annotated[Path, typer.Argument(help="Graph folder of an embedder.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; lines of stdin when left out.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Name of the model's prompt to put in front.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Turn each text into a vector: one line of numbers a text."""
+    from slmdeploy import console
+    from slmdeploy.runtime.encoder_model import load_encoder
+
+    vectors = load_encoder(path, threads=threads).embed(texts or sys.stdin.read().splitlines(), prompt=prompt)
+    if as_json:
+        console.print_json({"embeddings": vectors.tolist()})
+        return
+    for vector in vectors:
+        print(" ".join(f"{value:.6g}" for value in vector))
+
+
+@app.command()
+def classify(
+    path: Annotated[Path, typer.Argument(help="Graph folder of a classifier.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; lines of stdin when left out.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Label each text, or each token of it where the model labels tokens."""
+    from slmdeploy import console
+    from slmdeploy.runtime.encoder_model import load_encoder
+
+    model, given = load_encoder(path, threads=threads), texts or sys.stdin.read().splitlines()
+    if model.labels_tokens:
+        console.print_token_labels(given, model.classify_tokens(given), as_json)
+    else:
+        console.print_labels(given, model.classify(given), as_json)
 
 
 @app.command()

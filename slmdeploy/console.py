@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from slmdeploy.metrics import RATIO
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from slmdeploy.pipeline import Outcome
+    from slmdeploy.runtime.encoder_model import Label, TokenLabel
     from slmdeploy.selection import Selection
     from slmdeploy.specs import Profile, Target
 
@@ -101,6 +103,26 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     """The one JSON object of a ``--json`` command, alone on the last line of stdout."""
     print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def print_labels(texts: Sequence[str], labels: Sequence[Label], as_json: bool) -> None:
+    """The label of each text with its score, in the order of the texts."""
+    if as_json:
+        print_json({"labels": [asdict(label) for label in labels]})
+        return
+    for text, label in zip(texts, labels, strict=True):
+        print(f"{label.score:8.3f}  {label.label}  {text}")
+
+
+def print_token_labels(texts: Sequence[str], labels: Sequence[Sequence[TokenLabel]], as_json: bool) -> None:
+    """The label of each token with its score, an empty line behind each text."""
+    if as_json:
+        print_json({"labels": [[asdict(label) for label in tokens] for tokens in labels]})
+        return
+    for text, tokens in zip(texts, labels, strict=True):
+        for token in tokens:
+            print(f"{token.score:8.3f}  {token.label}  {text[token.start : token.end]}")
+        print()
 
 
 def error(message: str) -> None:

@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 RUNTIME = "runtime.json"
 SCHEMA = 1
 RUNTIME_FORMAT = 1
+ENCODER = "encoder"
+"""What the key `model` of an encoder's runtime.json says; a decoder's has no such key."""
 KINDS = ("checkpoint", "data", "graph", "build", "measurement", "selection", "package")
 TASKS = ("generate", "score")
 INTERFACES = ("shared", "standard")
@@ -194,9 +196,31 @@ def require_listed(path: Path | str, manifest: Manifest, needed: Iterable[str]) 
         raise CorruptArtifactError(f"{folder / min(stray)} is not listed in {MANIFEST}; remove it or rebuild.")
 
 
+def read_runnable(path: Path | str, *, verify: bool = True) -> Manifest:
+    """The manifest of a folder that can be run, its files checked against it if `verify`; else InputError."""
+    manifest = read_manifest(path)
+    if manifest.kind not in ("graph", "build", "package"):
+        raise InputError(f"{path} is a {manifest.kind}, which cannot be run: give a graph, a build or a package.")
+    if verify:
+        verify_files(path, manifest)
+    return manifest
+
+
+def thread_count(asked: int | None, configured: int) -> int:
+    """The threads that a caller asked for, else those of runtime.json; InputError for a negative number."""
+    if asked is not None and asked < 0:
+        raise InputError(f"threads must be 0 or more, not {asked}.")
+    return configured if asked is None else asked
+
+
 def read_runtime(path: Path | str) -> RuntimeConfig:
-    """Parse `path`/runtime.json; unknown and missing keys, wrong types and impossible values are refused."""
+    """Parse a decoder's `path`/runtime.json; unknown and missing keys, wrong types and impossible values are refused.
+
+    Of an encoder's (encoder_config.py reads those) it is an InputError, since the folder itself may be sound.
+    """
     fields = read_object(existing_folder(path) / RUNTIME)
+    if fields.value.get("model") == ENCODER:
+        raise InputError(f"{path} is an encoder, which embed, classify and score run; this here takes decoders only.")
     if fields.get("format") != RUNTIME_FORMAT or type(fields.value["format"]) is not int:
         fields.refuse("format", f"{RUNTIME_FORMAT}, the only version that this slmdeploy reads")
     layers, vocab = fields.integer("layers", 1, 4096), fields.integer("vocab_size", 2, _MAX_TOKENS)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from . import decoding, scoring, standard
-from .bundle import RUNTIME, RuntimeConfig, read_manifest, read_runtime, require_listed, verify_files
+from .bundle import RUNTIME, RuntimeConfig, read_runnable, read_runtime, require_listed, thread_count
 from .chat import ChatTemplates, Message
 from .errors import InputError
 from .generation import Completion, Settings, TextOptions, TextRun, TokenOptions, token_stream
@@ -25,20 +25,14 @@ from .text import TOKENIZER, TextCodec, load_tokenizer
 def load(path: Path | str, *, threads: int | None = None, verify: bool = True) -> "Model":
     """Open a folder with model.onnx; `verify` checks every hash, `threads` overrides runtime.json (0: all cores).
 
-    Raises InputError if there is no such folder, CorruptArtifactError if it is not sound.
+    Raises InputError if there is no such folder or it is an encoder's, CorruptArtifactError if it is not sound.
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
-    if manifest.kind not in ("graph", "build", "package"):
-        raise InputError(f"{folder} is a {manifest.kind}, which cannot be run: give a graph, a build or a package.")
-    if verify:
-        verify_files(folder, manifest)
+    manifest = read_runnable(folder, verify=verify)
     config = read_runtime(folder)
     graphs = {"generate": decoding.GRAPH, "score": scoring.GRAPH}
     require_listed(folder, manifest, [RUNTIME, TOKENIZER, *(graphs[task] for task in config.tasks)])
-    if threads is not None and threads < 0:
-        raise InputError(f"threads must be 0 or more, not {threads}.")
-    return Model(folder, config, load_tokenizer(folder), config.threads if threads is None else threads)
+    return Model(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))
 
 
 class Model:
