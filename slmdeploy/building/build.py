@@ -37,6 +37,7 @@ from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, plan_
 from slmdeploy.building.standard_graph import STANDARD
 from slmdeploy.errors import InputError
 from slmdeploy.progress import SILENT, Progress
+from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Profile, Target, Weights
 
@@ -67,6 +68,7 @@ def build(
     """
     check_requirements(profile, target)
     open_artifact(graph, "graph")
+    read_runtime(graph)  # refuses an encoder's
     plan = {"profile": profile.model_dump(mode="json"), "target": target.name if target else None}
     inputs = {"graph": graph} | ({"data": data} if data else {})
     with writing(out, kind="build", plan=plan, inputs=inputs, force=force) as draft:

@@ -54,7 +54,7 @@ def load_encoder(checkpoint: Path, role: str) -> PreTrainedModel:
             )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:240]
-        raise InputError(f"{checkpoint} cannot be loaded as a {role}: {reason}") from error
+        raise InputError(f"{checkpoint} is no {role} that can be loaded: {reason}") from error
     _require_whole(checkpoint, model, info)
     model.config.use_cache = False  # of a decoder used as an encoder
     assert isinstance(model, PreTrainedModel)

@@ -25,7 +25,7 @@ ENCODER = "encoder"
 """What the key `model` of an encoder's runtime.json says; a decoder's has no such key."""
 KINDS = ("checkpoint", "data", "graph", "build", "measurement", "selection", "package")
 TASKS = ("generate", "score")
-INTERFACES = ("shared", "standard")
+INTERFACES = ("shared", "standard", "static")
 MAX_FILE_BYTES = 1 << 44
 _MAX_TOKENS = 1 << 24
 _HEX = frozenset("0123456789abcdef")
@@ -71,7 +71,8 @@ class RuntimeConfig:
 
     kv_heads has one entry per layer (pruning may leave unequal ones); max_length is the context in tokens;
     threads 0 means one per physical core; parallel_items lets a scorer run shares of the items side by side.
-    interface: "shared" when past and present of model.onnx may be one buffer, "standard" when present is past and more.
+    interface: "shared" when past and present of model.onnx may be one buffer, "standard" when present is past and more,
+    "static" when both are one buffer of fixed capacity (decoding.py, standard.py, static.py).
     """
 
     tasks: tuple[str, ...]
@@ -220,7 +221,10 @@ def read_runtime(path: Path | str) -> RuntimeConfig:
     """
     fields = read_object(existing_folder(path) / RUNTIME)
     if fields.value.get("model") == ENCODER:
-        raise InputError(f"{path} is an encoder, which embed, classify and score run; this here takes decoders only.")
+        raise InputError(
+            f"{path} is an encoder's: embed, classify and score run it, but it cannot generate, and encoders are not "
+            "built, profiled or packaged yet."
+        )
     if fields.get("format") != RUNTIME_FORMAT or type(fields.value["format"]) is not int:
         fields.refuse("format", f"{RUNTIME_FORMAT}, the only version that this slmdeploy reads")
     layers, vocab = fields.integer("layers", 1, 4096), fields.integer("vocab_size", 2, _MAX_TOKENS)
