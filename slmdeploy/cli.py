@@ -60,6 +60,7 @@ class Dialect(StrEnum):
     """Operator sets that export can emit."""
 
     ORT = "ort"
+    PORTABLE = "portable"
 
 
 class Objective(StrEnum):
@@ -239,7 +240,13 @@ def export(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or Hugging Face id.")],
     output: Out,
     task: Annotated[list[Task] | None, typer.Option(help="May be repeated; default: what the class is for.")] = None,
-    dialect: Annotated[Dialect, typer.Option(help="Operator set.")] = Dialect.ORT,
+    dialect: Annotated[
+        Dialect, typer.Option(help="ort: fastest in ONNX Runtime. portable: standard ONNX operators alone.")
+    ] = Dialect.ORT,
+    opset: Annotated[int | None, typer.Option(help="Of the portable dialect: 21, 23 or 24.  [default: 21]")] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Context in tokens; default: the checkpoint's.")
+    ] = None,
     labels: Annotated[tuple[str, str], typer.Option(help="Label words of a scorer: for 0, for 1.")] = (" no", " yes"),
     pooling: Annotated[Pooling | None, typer.Option(help="Of embed; default: the checkpoint's, else mean.")] = None,
     normalize: Annotated[
@@ -248,6 +255,7 @@ def export(
     base: Annotated[str | None, typer.Option(help="Of a LoRA adapter: the checkpoint it was trained on.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where downloads go instead of the usual cache.")] = None,
+    fallback: Annotated[bool, typer.Option("--fallback", help="Trace a decoder whose maths is not built in.")] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -260,11 +268,14 @@ def export(
         tasks=tuple(t.value for t in task) if task else None,
         labels=labels,
         dialect=dialect.value,
+        opset=opset,
+        max_length=max_length,
         pooling=pooling.value if pooling else None,
         normalize=normalize,
         base=base,
         revision=revision,
         cache_dir=cache_dir,
+        fallback=fallback,
         force=force,
         progress=_progress(as_json),
     )

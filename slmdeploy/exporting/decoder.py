@@ -9,8 +9,6 @@ Query, key and value share one MatMul, as do gate and up: within noise in fp32 (
 build then quantises the activations once instead of two or three times. Knows nothing of files.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -24,17 +22,15 @@ Stream = tuple[ir.Value, ir.Value]
 """The input of the next branch, and the residual stream beside it."""
 
 
-def build_decoder(
-    spec: DecoderSpec, weights: Weights, emitter: Callable[[DecoderSpec], Emitter] = OrtDialect
-) -> ir.Model:
-    """The float32 graph of a decoder, in the `ort` dialect unless another is given.
+def build_decoder(spec: DecoderSpec, weights: Weights, emitter: Emitter | None = None) -> ir.Model:
+    """The float32 graph of a decoder, in the `ort` dialect unless the emitter of another is given.
 
     Inputs: input_ids int64 [batch, sequence]; attention_mask int64 [batch, total], right-padded, total being past and
     sequence together; logits_positions int64 [rows], indices into batch x sequence; past_key_values.{i}.key and .value
     float32 [batch, kv_heads, past, head_dim]. Outputs: logits float32 [rows, vocabulary]; present.{i}.key and .value,
     which may be the same buffers as the past when those are long enough. portable.py has the interface of the other.
     """
-    return _Decoder(spec, weights, emitter(spec)).build()
+    return _Decoder(spec, weights, emitter or OrtDialect(spec)).build()
 
 
 class _Decoder:

@@ -6,7 +6,7 @@ do by itself (frequencies that depend on the length of the sequence, widths that
 normalisation of query and key heads come before it. Knows nothing of checkpoints or layer order.
 """
 
-from typing import ClassVar
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +25,7 @@ _ROTATED_TOGETHER = 16
 class OrtDialect(Emitter):
     """A graph of the `ort` dialect under construction."""
 
-    opsets: ClassVar = {"": 21, "com.microsoft": 1}
+    opsets = MappingProxyType({"": 21, "com.microsoft": 1})
     ir_version = 10  # the first that knows opset 21; a newer one would shut out older runtimes for nothing
 
     def __init__(self, spec: DecoderSpec) -> None:

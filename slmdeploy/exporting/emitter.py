@@ -7,8 +7,7 @@ or layer order. Weights arrive as functions and are read only when the file is w
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -27,8 +26,8 @@ class Emitter(ABC):
     Shapes in the docstrings: B batch, S tokens of this call, T tokens with the past, H hidden, D head_dim.
     """
 
-    opsets: ClassVar[dict[str, int]]
-    ir_version: ClassVar[int]
+    opsets: Mapping[str, int]
+    ir_version: int
 
     def __init__(self, spec: DecoderSpec) -> None:
         self.spec = spec
@@ -168,7 +167,12 @@ class Emitter(ABC):
         return self.op("Mul", name, self.activation(f"{name}.{kind}", kind, gate), up)
 
     def op(
-        self, kind: str, name: str, *inputs: ir.Value | None, domain: str = "", **attributes: float | int | str
+        self,
+        kind: str,
+        name: str,
+        *inputs: ir.Value | None,
+        domain: str = "",
+        **attributes: float | int | str | tuple[int, ...],
     ) -> ir.Value:
         """One node with one output."""
         outputs = self.outputs_of(name, "output")
@@ -186,7 +190,7 @@ class Emitter(ABC):
         inputs: Sequence[ir.Value | None],
         outputs: Sequence[ir.Value],
         domain: str = "",
-        **attributes: float | int | str,
+        **attributes: float | int | str | tuple[int, ...],
     ) -> None:
         """One node with the outputs given."""
         self._tape.op_multi_out(kind, inputs, attributes, outputs=outputs, domain=domain, name=name)

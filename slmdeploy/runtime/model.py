@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from . import decoding, scoring, standard
+from . import decoding, scoring, standard, static
 from .bundle import RUNTIME, RuntimeConfig, read_runnable, read_runtime, require_listed, thread_count
 from .chat import ChatTemplates, Message
 from .errors import InputError
@@ -51,10 +51,14 @@ class Model:
         return self.runtime.tasks
 
     @cached_property
-    def _decoder(self) -> decoding.Decoder | standard.StandardDecoder:
+    def _decoder(self) -> decoding.Decoder | standard.StandardDecoder | static.StaticDecoder:
         self._require("generate")
-        kind = standard.StandardDecoder if self.runtime.interface == "standard" else decoding.Decoder
-        return kind(self.path, self.runtime, self._threads)
+        match self.runtime.interface:
+            case "standard":
+                return standard.StandardDecoder(self.path, self.runtime, self._threads)
+            case "static":
+                return static.StaticDecoder(self.path, self.runtime, self._threads)
+        return decoding.Decoder(self.path, self.runtime, self._threads)
 
     @cached_property
     def _scorer(self) -> scoring.Scorer:

@@ -1,0 +1,118 @@
+"""The table of families and checks in docs/families.md, from the results of the tests: `make families`.
+
+    FAMILIES_JSON=work/families.jsonl python -m pytest tests/exporting -m "slow or not slow"
+    python benchmarks/families_table.py work/families.jsonl docs/families.md
+
+Each line of the file is a check that a test has recorded: family, check, value, passed, note. A row of the table is a
+family, with its worst figure over all variants; a check that did not run has no figure, one that failed says so.
+"""
+
+import argparse
+import json
+import platform
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("prefill", "128 decode steps", "padded batch", "chunked prefill", "scores packed", "portable 21", "23", "24")
+"""The decoders' columns; `_column` says which check belongs to which."""
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description="docs/families.md from recorded checks")
+    parser.add_argument("records", type=Path, nargs="+", help="files of JSON lines, one for each transformers version")
+    parser.add_argument("page", type=Path)
+    options = parser.parse_args()
+    records = [json.loads(line) for file in options.records for line in file.read_text(encoding="utf-8").splitlines()]
+    options.page.write_text(page(records), encoding="utf-8")
+
+
+def page(records: list[dict[str, Any]]) -> str:
+    """The whole page as text."""
+    decoders = [record for record in records if "|" in record["family"]]
+    others = [record for record in records if "|" not in record["family"]]
+    return "\n".join([*_head(), *_decoder_table(decoders), *_other_tables(others), ""])
+
+
+def _head() -> list[str]:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "onnxruntime", "onnx"))
+    return [
+        "# Model families and how each was checked",
+        "",
+        "Written by `make families` from the results of the tests, not by hand. A figure is the largest difference of",
+        "logits (or vectors) from transformers in float32, relative to the largest logit where that is above 1, the worst",
+        "over all variants of the family (tests/exporting/families.py: GQA, MQA and MHA, biases, tied heads, windows,",
+        "scaled rotary embedding, …). The limit is 1e-4. Empty: the check does not apply or was not run.",
+        f"Last run on {platform.machine()}, Python {platform.python_version()}: {packages}.",
+        "",
+    ]
+
+
+def _column(check: str) -> str | None:
+    if check.startswith("portable "):
+        return f"portable {check[9:11]}" if check[9:11] == "21" else check[9:11]
+    words = {
+        "decode steps": "128 decode steps",
+        "padded batch": "padded batch",
+        "chunked": "chunked prefill",
+        "packed": "scores packed",
+    }
+    return next((column for word, column in words.items() if word in check), "prefill")
+
+
+def _decoder_table(records: list[dict[str, Any]]) -> list[str]:
+    worst: dict[str, dict[str, float]] = defaultdict(dict)
+    failed: set[tuple[str, str]] = set()
+    variants: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        family, variant = record["family"].split("|")
+        column = _column(record["check"])
+        variants[family].add(variant)
+        if column is None or record["value"] is None:
+            continue
+        worst[family][column] = max(worst[family].get(column, 0.0), record["value"])
+        if not record["passed"]:
+            failed.add((family, column))
+    lines = [
+        "## Decoders, built from their weights",
+        f"| family | variants | {' | '.join(COLUMNS)} |",
+        f"|---|---|{'---|' * len(COLUMNS)}",
+    ]
+    for family, found in worst.items():
+        cells = [_cell(found.get(column), (family, column) in failed) for column in COLUMNS]
+        lines.append(f"| {family} | {len(variants[family])} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _cell(value: float | None, failed: bool) -> str:
+    if value is None:
+        return ""
+    return f"**{value:.0e} failed**" if failed else f"{value:.0e}"
+
+
+def _other_tables(records: list[dict[str, Any]]) -> list[str]:
+    """Encoders, fallback and real shapes: a line for each check, as their checks differ."""
+    lines = []
+    for title, prefix in (
+        ("Real shapes, random weights", "shape: "),
+        ("Encoders and classifiers, traced", "encoder: "),
+        ("Other decoders, by the fallback", "fallback: "),
+    ):
+        chosen = [record for record in records if record["family"].startswith(prefix)]
+        if not chosen:
+            continue
+        lines += [f"## {title}", "| model | check | difference | outcome | note |", "|---|---|---|---|---|"]
+        for record in chosen:
+            value = "" if record["value"] is None else f"{record['value']:.1e}"
+            outcome = "passed" if record["passed"] else "**failed**"
+            lines.append(
+                f"| {record['family'].removeprefix(prefix)} | {record['check']} | {value} | {outcome} | {record['note']} |"
+            )
+        lines.append("")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
