@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,21 +30,12 @@ from slmdeploy.profiling.worker import error_reply, serve
 Floats = NDArray[np.float32]
 
 
-class EagerModel:
-    """A torch model as a session of the profiler and as the reference of the parity ladder."""
+class TorchDecoder:
+    """A decoder run by torch: one sequence with its cache, and what needs none."""
 
-    def __init__(self, checkpoint: Path, labels: tuple[str, str] = LABELS, *, max_length: int | None = None) -> None:
-        self.checkpoint, self.labels = checkpoint, labels
-        weights = Weights(checkpoint)
-        self.spec = located(read_spec(checkpoint, max_length), weights)
-        check_tensors(self.spec, weights)  # transformers would fill a missing tensor with random numbers
-        self.model = _load(checkpoint, self.spec)
-        self._cache = DynamicCache(config=self.model.config)
-
-    @cached_property
-    def label_ids(self) -> list[int]:
-        """The tokens whose logits `score_ids` gives; found on first use, as generating needs no labels."""
-        return list(label_token_ids(self.checkpoint, self.labels))
+    def __init__(self, model: PreTrainedModel, max_length: int, eos_token_ids: Sequence[int]) -> None:
+        self.model, self.max_length, self.eos_token_ids = model, max_length, eos_token_ids
+        self._cache = DynamicCache(config=model.config)
 
     @torch.inference_mode()
     def logits(self, input_ids: Sequence[int]) -> Floats:
@@ -79,31 +71,22 @@ class EagerModel:
         """
         self._check_length(len(prompt_ids) + 1)
         row = self.prefill(prompt_ids)
-        for left in range(min(max_new_tokens, self.spec.max_length - len(prompt_ids)) - 1, -1, -1):
+        for left in range(min(max_new_tokens, self.max_length - len(prompt_ids)) - 1, -1, -1):
             token = int(row.argmax())
-            if token in self.spec.eos_token_ids and not ignore_eos:
+            if token in self.eos_token_ids and not ignore_eos:
                 return
             yield token
             if left:
                 row = self.decode(token)
 
-    @torch.inference_mode()
-    def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Floats:
-        """Label logits [items, labels]: the prefix once, its cache repeated, all items as one right-padded batch.
-
-        Only the hidden state at each item's last token meets the head, and only the labels' rows of it.
-        """
-        lengths = torch.tensor([len(item) for item in item_ids])
-        self._check_length(len(prefix_ids) + int(lengths.max()))
+    def _behind(self, module: Any, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Any:
+        """What the model, or its part without the head, gives for items as one right-padded batch behind a prefix."""
+        self._check_length(len(prefix_ids) + max(map(len, item_ids)))
         self.prefill(prefix_ids)
         cache = copy.deepcopy(self._cache)
         cache.batch_repeat_interleave(len(item_ids))
         # padding stands behind every token that is read, so the causal mask alone keeps it out
-        hidden = self.model.base_model(_padded(item_ids), past_key_values=cache, use_cache=True).last_hidden_state
-        last = hidden[torch.arange(len(item_ids)), lengths - 1]
-        logits = last @ self.model.get_output_embeddings().weight[self.label_ids].T * self.spec.logits_multiplier
-        cap = self.spec.logits_softcap
-        return _numpy(logits if cap is None else cap * torch.tanh(logits / cap))
+        return module(_padded(item_ids), past_key_values=cache, use_cache=True)
 
     @torch.inference_mode()
     def _extend(self, ids: Sequence[int]) -> Floats:
@@ -112,8 +95,36 @@ class EagerModel:
         return _numpy(output.logits[0, -1])
 
     def _check_length(self, tokens: int) -> None:
-        if tokens > self.spec.max_length:
-            raise InputError(f"{tokens} tokens are needed, but the context of this model holds {self.spec.max_length}")
+        if tokens > self.max_length:
+            raise InputError(f"{tokens} tokens are needed, but the context of this model holds {self.max_length}")
+
+
+class EagerModel(TorchDecoder):
+    """A torch model as a session of the profiler and as the reference of the parity ladder."""
+
+    def __init__(self, checkpoint: Path, labels: tuple[str, str] = LABELS, *, max_length: int | None = None) -> None:
+        self.checkpoint, self.labels = checkpoint, labels
+        weights = Weights(checkpoint)
+        self.spec = located(read_spec(checkpoint, max_length), weights)
+        check_tensors(self.spec, weights)  # transformers would fill a missing tensor with random numbers
+        super().__init__(_load(checkpoint, self.spec), self.spec.max_length, self.spec.eos_token_ids)
+
+    @cached_property
+    def label_ids(self) -> list[int]:
+        """The tokens whose logits `score_ids` gives; found on first use, as generating needs no labels."""
+        return list(label_token_ids(self.checkpoint, self.labels))
+
+    @torch.inference_mode()
+    def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Floats:
+        """Label logits [items, labels]: the prefix once, its cache repeated, all items as one right-padded batch.
+
+        Only the hidden state at each item's last token meets the head, and only the labels' rows of it.
+        """
+        hidden = self._behind(self.model.base_model, prefix_ids, item_ids).last_hidden_state
+        last = hidden[torch.arange(len(item_ids)), [len(item) - 1 for item in item_ids]]
+        logits = last @ self.model.get_output_embeddings().weight[self.label_ids].T * self.spec.logits_multiplier
+        cap = self.spec.logits_softcap
+        return _numpy(logits if cap is None else cap * torch.tanh(logits / cap))
 
 
 def _load(checkpoint: Path, spec: DecoderSpec) -> PreTrainedModel:

@@ -8,27 +8,35 @@ through a session of its own: a fault in the runtime must fail parity too.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from slmdeploy.building.ladder import Floats, Rung, checks
 from slmdeploy.errors import GateError
-from slmdeploy.exporting.eager import EagerModel
+from slmdeploy.exporting.eager import EagerModel, TorchDecoder
 from slmdeploy.progress import Progress
 from slmdeploy.runtime.bundle import RuntimeConfig, read_runtime
 from slmdeploy.runtime.model import Model
 from slmdeploy.runtime.text import load_tokenizer
 
+
+class TorchSide(Protocol):
+    """Opens a checkpoint for torch: EagerModel, or CausalModel where the fast path does not read the checkpoint."""
+
+    def __call__(self, checkpoint: Path, *, max_length: int | None) -> TorchDecoder: ...
+
+
 LIMIT = 1e-4
 """Largest difference of logits; `Rung.difference` says relative to what."""
 
 
-def measure(checkpoint: Path, graph: Path, progress: Progress) -> list[Rung]:
+def measure(checkpoint: Path, graph: Path, progress: Progress, torch_side: TorchSide = EagerModel) -> list[Rung]:
     """Every rung between a checkpoint in torch and a graph folder, which needs no manifest yet."""
     config = read_runtime(graph)
     labels = config.score.label_ids if config.score else None
     asked = list(checks(vocab_size=config.vocab_size, max_length=config.max_length, label_ids=labels))
     progress.start("run torch", len(asked), "checks")
     expected = []
-    reference = EagerModel(checkpoint, max_length=config.max_length)
+    reference = torch_side(checkpoint, max_length=config.max_length)
     for check in asked:
         expected.append(check.reference(reference))
         progress.advance(note=check.name)
