@@ -85,7 +85,7 @@ def _hide_left_padding(graph: ir.Graph, attentions: list[ir.Node]) -> None:
     # 1. per row: columns before its first 1, int32 [batch]
     first = new.add("ArgMax", inputs["attention_mask"], name="padding.first", axis=1, keepdims=0)
     zeros = new.add("Cast", first, name="padding.zeros", to=int(ir.DataType.INT32))
-    _count_from_first(graph, new, first)
+    _count_by_mask(graph, new, inputs)
     # 2. the bias [batch, 1, sequence, total]
     start, step = constant("start", np.int32(0)), constant("step", np.int32(1))
     columns = new.add("Range", start, width, step, name="padding.columns")
@@ -105,16 +105,28 @@ def _hide_left_padding(graph: ir.Graph, attentions: list[ir.Node]) -> None:
         node.replace_input_with(_BIAS, bias)
 
 
-def _count_from_first(graph: ir.Graph, new: Replacement, first: ir.Value) -> None:
-    """Where the graph reads positions, count them from each row's first token; in its padding they are 0."""
+def _count_by_mask(graph: ir.Graph, new: Replacement, inputs: dict[str | None, ir.Value]) -> None:
+    """Where the graph reads positions, count the mask's ones up to each token, as transformers does.
+
+    So padding counts for nothing, on the left and between a right-padded prompt and the tokens generated behind it.
+    """
     positions = next((value for node in graph for value in node.outputs if value.name == POSITIONS), None)
     if positions is None:
         return
-    readers = list(positions.uses())
-    axis = new.constant("padding.row_axis", np.array([1], np.int64), shared=True)
-    column = new.add("Unsqueeze", first, axis, name="padding.shift")
-    least = new.constant("padding.least", np.int64(0), shared=True)
-    shifted = new.add("Max", new.add("Sub", positions, column, name="padding.behind"), least, name="padding.positions")
-    for use in readers:
-        use.node.replace_input_with(use.idx, shifted)
+    mask, ids = inputs["attention_mask"], inputs["input_ids"]
+    axis, end, one, least = (
+        new.constant(f"padding.{name}", value, shared=True)
+        for name, value in (
+            ("columns_axis", np.array([1], np.int64)),
+            ("end", np.array([np.iinfo(np.int64).max])),
+            ("one", np.int64(1)),
+            ("least", np.int64(0)),
+        )
+    )
+    seen = new.add("Sub", new.add("CumSum", mask, axis, name="padding.count"), one, name="padding.seen")
+    total = new.add("Shape", mask, name="padding.total", start=1, end=2)
+    start = new.add("Sub", total, new.add("Shape", ids, name="padding.new", start=1, end=2), name="padding.past")
+    own = new.add("Max", new.add("Slice", seen, start, end, axis, name="padding.own"), least, name="padding.positions")
+    for use in list(positions.uses()):
+        use.node.replace_input_with(use.idx, own)
     graph.sort()

@@ -28,10 +28,10 @@ def write_graphs(folder: Path, **config: Any) -> dict[str, Path]:
     return {"fp32": folder / "fp32", "int4": folder / "int4"}
 
 
-def our_tokens(folder: Path) -> list[list[int]]:
+def our_tokens(folder: Path, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
     """What our own runtime generates behind each prompt, greedily."""
     model = load(folder)
-    return [[int(token) for token in model.generate_ids(prompt, max_new_tokens=NEW_TOKENS)] for prompt in PROMPTS]
+    return [[int(token) for token in model.generate_ids(prompt, max_new_tokens=NEW_TOKENS)] for prompt in prompts]
 
 
 def until_end(rows: list[list[int]]) -> list[list[int]]:

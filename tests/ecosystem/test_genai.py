@@ -6,13 +6,19 @@ from pathlib import Path
 import pytest
 
 from slmdeploy.building.standard_graph import write_standard_graph
+from slmdeploy.exporting.export import export
 from slmdeploy.exporting.genai import write_genai_config
 from slmdeploy.runtime.text import load_tokenizer
 from tests.ecosystem.environments import Environment, environment
 from tests.ecosystem.graphs import NEW_TOKENS, PADDING, PROMPTS, our_tokens, until_end, write_graphs
+from tests.exporting.families import CASES, write_case
 from tests.graphs import write_manifest, write_tiny_graph
 
 pytestmark = pytest.mark.slow
+LONG_PROMPTS = [[5, 6, 7, 200, 31] * 8, [9, 40, 77]]
+"""One that is longer than the windows of the families, and one that is not."""
+BY_LONGEST = {"llama-dynamic", "phi3-longrope"}
+"""Here the frequencies of a whole batch are those for its longest row, in transformers as in our graphs."""
 TEXT = "def add(a, b): return no yes"
 
 
@@ -43,6 +49,19 @@ def test_greedy_tokens_are_the_same_alone_and_in_a_batch(
     assert len({tuple(row) for row in expected}) == 3, "prompts of one continuation would hide a mix-up"
     assert answer["encoded"] == load_tokenizer(folder).encode(TEXT, add_special_tokens=False).ids
     assert answer["decoded"] == TEXT
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_gives_the_same_tokens(genai: Environment, tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    write_case(case, tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", out=tmp_path / "graph", max_length=case.max_length)
+    padding = json.loads((tmp_path / "graph" / "genai_config.json").read_text())["model"]["pad_token_id"]
+    asked = question(tmp_path / "graph", prompts=LONG_PROMPTS, padding=padding)
+    answer = genai.run("genai_generate.py", asked)
+    expected = our_tokens(tmp_path / "graph", LONG_PROMPTS)
+    assert until_end(answer["alone"]) == expected
+    assert until_end(answer["batch"]) == expected or name in BY_LONGEST
 
 
 def test_layers_may_differ_in_their_heads(genai: Environment, tmp_path: Path) -> None:
