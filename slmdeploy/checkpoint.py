@@ -198,7 +198,7 @@ class Weights:
     def __init__(self, checkpoint: Path, name: str | None = None) -> None:
         """name: one file of the folder to read instead of what a whole model consists of."""
         self.checkpoint = checkpoint
-        files = _weight_files(checkpoint) if name is None else [_present(checkpoint / name)]
+        files = weight_files(checkpoint) if name is None else [_present(checkpoint / name)]
         self._tensors = dict(entry for file in files for entry in _entries(file))
 
     def __contains__(self, name: str) -> bool:
@@ -257,7 +257,8 @@ def _present(file: Path) -> Path:
     return file
 
 
-def _weight_files(checkpoint: Path) -> list[Path]:
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: the single one, or all shards that the index names."""
     if (checkpoint / SINGLE).is_file():
         return [checkpoint / SINGLE]
     if not (checkpoint / INDEX).is_file():

@@ -13,19 +13,24 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from slmdeploy.checkpoint import LABELS, Weights, label_token_ids, resolve_checkpoint
-from slmdeploy.errors import InputError, SlmdeployError
+from slmdeploy.checkpoint import LABELS, Weights, label_token_ids, read_config, resolve_checkpoint
+from slmdeploy.errors import InputError, SlmdeployError, UnsupportedModelError
 from slmdeploy.exporting.reading import read_spec
 from slmdeploy.exporting.spec import DecoderSpec, check_tensors, located
+from slmdeploy.exporting.uneven import load_uneven
+from slmdeploy.exporting.widening import load_causal_lm
 from slmdeploy.profiling.worker import error_reply, serve
+
+if TYPE_CHECKING:
+    from slmdeploy.exporting.causal import CausalModel
 
 Floats = NDArray[np.float32]
 
@@ -133,14 +138,9 @@ def _load(checkpoint: Path, spec: DecoderSpec) -> PreTrainedModel:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            checkpoint,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            attn_implementation=attention,
-            trust_remote_code=False,
-        )
+        if read_config(checkpoint).get("layer_shapes") is not None:
+            return load_uneven(checkpoint, spec, attention)
+        model = load_causal_lm(checkpoint, attn_implementation=attention)
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -158,6 +158,16 @@ def _numpy(tensor: torch.Tensor) -> Floats:
     return array
 
 
+def _baseline(checkpoint: Path, labels: tuple[str, str]) -> "EagerModel | CausalModel":
+    """Torch runs a checkpoint whether or not it can be built from its weights; scores then take the whole head."""
+    from slmdeploy.exporting.causal import CausalModel
+
+    try:
+        return EagerModel(checkpoint, labels)
+    except UnsupportedModelError:
+        return CausalModel(checkpoint, labels)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Load a checkpoint and serve it to the profiler on stdin and stdout."""
     parser = argparse.ArgumentParser(prog="slmdeploy.exporting.eager", description="serve a checkpoint run by torch")
@@ -172,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     try:
         labels = (options.label[0], options.label[1]) if options.label else LABELS
-        model = EagerModel(resolve_checkpoint(options.checkpoint), labels)
+        model = _baseline(resolve_checkpoint(options.checkpoint), labels)
     except SlmdeployError as error:
         print(json.dumps(error_reply(error)), flush=True)
         return

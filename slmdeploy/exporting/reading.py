@@ -202,6 +202,8 @@ class _Reader:
 
         given = self.fields.items("layer_shapes", count, sound, f"an object of the sizes {', '.join(keys)}")
         found = [sizes] * count if given is None else [(one[keys[0]], one[keys[1]], one[keys[2]]) for one in given]
+        if given is not None and len(self.family.names.qkv) == 1:
+            raise self.fields.refusal("layer_shapes", f"{self.family.model_type} has its projections fused", "…")
         if any(one[0] % one[1] for one in found):
             raise self.fields.refusal("num_key_value_heads", f"it does not divide num_attention_heads = {heads}")
         return found

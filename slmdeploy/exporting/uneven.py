@@ -1,0 +1,36 @@
+"""Opens a checkpoint whose layers differ in heads and MLP width, which transformers has no config for.
+
+Structured pruning may leave such layers; config.json then lists them as `layer_shapes`, each with num_attention_heads,
+num_key_value_heads and intermediate_size. The model is transformers' own, with each linear layer that has another size
+put in its place. Serves the torch side of parity; knows nothing of pruning or of graphs.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from slmdeploy.checkpoint import weight_files
+from slmdeploy.exporting.spec import DecoderSpec
+
+
+def load_uneven(checkpoint: Path, spec: DecoderSpec, attention: str) -> PreTrainedModel:
+    """The model in float32 with the sizes of `spec`, whose tensors the checkpoint is known to hold."""
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+    )
+    for name, shape in spec.tensor_shapes().items():
+        path, _, kind = name.rpartition(".")
+        if kind == "weight" and isinstance(old := model.get_submodule(path), nn.Linear) and old.weight.shape != shape:
+            model.set_submodule(path, nn.Linear(shape[1], shape[0], bias=old.bias is not None))
+    for index, layer in enumerate(spec.layers):
+        module = model.get_submodule(f"{spec.names.layers}.{index}.{spec.names.attention_out.rpartition('.')[0]}")
+        module.num_key_value_groups = layer.heads // layer.kv_heads  # type: ignore[assignment]
+    for file in weight_files(checkpoint):
+        model.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()}, strict=False)
+    model.tie_weights()
+    model.eval()
+    return model
