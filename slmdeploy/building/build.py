@@ -28,6 +28,7 @@ from slmdeploy.building.lanes import choose_lanes
 from slmdeploy.building.onnxruntime import (
     SCORE,
     check_requirements,
+    keep_only_scoring,
     open_build,
     open_folder,
     read_model,
@@ -74,6 +75,8 @@ def build(
     with writing(out, kind="build", plan=plan, inputs=inputs, force=force) as draft:
         result = _compile(graph, draft.path, profile, data, progress or SILENT)
         draft.result |= _with_standard(draft.path, result)
+        if read_runtime(draft.path).tasks == ("score",):
+            keep_only_scoring(draft.path)
     return open_artifact(out, "build")
 
 

@@ -121,9 +121,11 @@ def write_folder(
     The standard graph, if ``graph`` has one, is derived from ``model``; the scoring graph, if it has one, from
     ``scoring``, or from ``model`` itself where that is None.
     """
-    for file in sorted(graph.iterdir()):
-        if file.is_file() and file.name not in (MODEL, DATA, SCORE, STANDARD, RUNTIME, MANIFEST):
-            shutil.copyfile(file, folder / file.name)
+    for file in sorted(graph.rglob("*")):
+        name = file.relative_to(graph).as_posix()
+        if file.is_file() and name not in (MODEL, DATA, SCORE, STANDARD, RUNTIME, MANIFEST):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
     runtime = json.loads((graph / RUNTIME).read_text(encoding="utf-8"))
     runtime |= {"precision": precision, "session": session.model_dump(mode="json") | {"parallel_items": False}}
     (folder / RUNTIME).write_text(json.dumps(runtime, indent=1) + "\n", encoding="utf-8")
@@ -133,6 +135,15 @@ def write_folder(
     if (graph / SCORE).is_file():
         models[SCORE] = packed_variant(scoring or model, read_label_rows(graph / SCORE))
     write_models(models, folder)
+
+
+def keep_only_scoring(folder: Path) -> None:
+    """Leave a folder that only scores with score.onnx and the tensors that it reads: of the head, the label rows."""
+    scoring = ir.load(folder / SCORE)
+    ir.external_data.load_to_model(scoring)
+    for name in (MODEL, STANDARD, DATA):
+        (folder / name).unlink(missing_ok=True)
+    write_models({SCORE: scoring}, folder)
 
 
 def open_folder(folder: Path) -> Model:

@@ -218,3 +218,24 @@ def test_without_its_extra_building_is_one_sentence() -> None:
     code = "import sys; sys.modules['onnx_ir'] = None; import slmdeploy.building.build"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingExtraError: this step needs onnx_ir" in run.stderr
+
+
+def test_a_scorer_carries_only_its_label_rows_of_the_head(tmp_path: Path) -> None:
+    both, alone = (write_graph(tmp_path / name, tasks=tasks) for name, tasks in TASKS.items())
+    builds = {}
+    for graph in (both, alone):
+        builds[graph.name] = tmp_path / f"{graph.name}-build"
+        build(graph, profile=profile(INT4, gate=LENIENT), target=EVERYTHING, out=builds[graph.name])
+    files = {path.name for path in builds["alone"].iterdir()}
+    assert "score.onnx" in files
+    assert files.isdisjoint({"model.onnx", "standard.onnx", "genai_config.json"})
+    sizes = {name: (folder / "model.onnx.data").stat().st_size for name, folder in builds.items()}
+    config = load(builds["both"]).runtime
+    assert sizes["both"] - sizes["alone"] >= config.vocab_size * 64 * 4, "the fp32 head, hidden 64, is not there"
+    expected, found = (load(folder).score("is it", [" so", " not so"]) for folder in builds.values())
+    assert found == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(InputError, match="was made for score, not for generate"):
+        load(builds["alone"]).generate("x")
+
+
+TASKS = {"both": ("generate", "score"), "alone": ("score",)}
