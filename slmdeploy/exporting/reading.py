@@ -73,12 +73,20 @@ def _known() -> str:
     return ", ".join(sorted(FAMILIES))
 
 
+_NO_CODE = (
+    "code that comes with a checkpoint is never run, and there is no --trust-remote-code; if transformers' own class "
+    "computes the same, remove the entry"
+)
+
+
 def _check_fields(fields: Fields, family: Family) -> None:
     one_value = _ONE_VALUE | {"partial_rotary_factor": 1.0} | dict(family.one_value)
     read = (family.fields() | _SHARED | GIVEN) - (frozenset() if family.grouped else {"num_key_value_heads"})
     for name, value in fields.values.items():
         if value is None or name in read or name in _NO_MATHS:
             continue
+        if name == "auto_map":
+            raise fields.refusal(name, _NO_CODE)
         if name not in one_value:
             raise fields.refusal(name, "this field is not known and may change the maths")
         if value != one_value[name]:

@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from slmdeploy.building.build import build
 from slmdeploy.checkpoint import INDEX, SINGLE
 from slmdeploy.cli import main
 from slmdeploy.errors import InputError, UnsupportedModelError
 from slmdeploy.exporting.export import export
+from slmdeploy.packaging.edge import package
 from slmdeploy.runtime.model import load
+from slmdeploy.specs import load_profile
 from tests.exporting.checkpoints import write_checkpoint
 
 IDS = [3, 1, 4, 1, 5, 9]
@@ -95,15 +98,19 @@ def test_a_broken_tensor_is_named_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_chat_templates_go_along(tmp_path: Path) -> None:
+def test_chat_templates_go_along_to_the_device(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     write_checkpoint(checkpoint)
     (checkpoint / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (checkpoint / "additional_chat_templates").mkdir()
     (checkpoint / "additional_chat_templates" / "rag.jinja").write_text("rag")
-    artifact = export(checkpoint, out=tmp_path / "graph")
-    assert {"chat_template.jinja", "additional_chat_templates/rag.jinja"} <= artifact.manifest["files"].keys()
-    model = load(tmp_path / "graph")
+    graph = export(checkpoint, out=tmp_path / "graph")
+    profile = load_profile("cpu-fp32")
+    built = build(tmp_path / "graph", profile=profile, target=None, out=tmp_path / "build")
+    packed = package(tmp_path / "build", out=tmp_path / "package")
+    for artifact in (graph, built, packed):
+        assert {"chat_template.jinja", "additional_chat_templates/rag.jinja"} <= artifact.manifest["files"].keys()
+    model = load(tmp_path / "package")
     assert model.chat_prompt([{"role": "user", "content": "Hello"}]) == "Hello"
 
 
@@ -143,7 +150,7 @@ def forget_tokenizer(folder: Path) -> None:
         (quantise, (), 2, "quantised already (gptq), and only float32, float16 and bfloat16 weights are supported"),
         (pickle, (), 2, "save them as safetensors with python -c"),
         (truncate, (), 5, "is truncated, download it again"),
-        (bring_code, (), 2, "auto_map"),
+        (bring_code, (), 2, "code that comes with a checkpoint is never run, and there is no --trust-remote-code"),
         (forget_tokenizer, (), 2, "AutoTokenizer"),
         (None, ("--revision", "main"), 2, "is a folder, which has no revision 'main'"),
         (None, ("--base", "CHECKPOINT"), 2, "is no adapter (it has no adapter_config.json)"),
