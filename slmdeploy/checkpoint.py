@@ -78,7 +78,8 @@ def _download(repository: str, revision: str | None, cache_dir: Path | str | Non
 
     name = repository if revision is None else f"{repository} at revision {revision}"
     wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
-    unwanted = ["*/*.safetensors", "consolidated*"]  # the same weights once more, in another format
+    # The same weights once more, in another format; 2_Dense of sentence-transformers has its own.
+    unwanted = ["[!0-9]*/*.safetensors", "consolidated*"]
     try:
         return Path(
             snapshot_download(

@@ -128,12 +128,12 @@ def test_only_what_cannot_run_is_downloaded(tmp_path: Path, monkeypatch: pytest.
     assert (asked["repository"], asked["revision"], asked["cache_dir"]) == ("some/model", "v3", tmp_path)
     offered = [
         *("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "merges.txt"),
-        *("1_Pooling/config.json", "additional_chat_templates/rag.jinja"),
+        *("1_Pooling/config.json", "2_Dense/model.safetensors", "additional_chat_templates/rag.jinja"),
         *("modeling_custom.py", "pytorch_model.bin", "model.gguf", "onnx/model.onnx", "README.md"),
         *("consolidated.safetensors", "original/model.safetensors"),
     ]
     patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
-    assert list(filter_repo_objects(offered, **patterns)) == offered[:7]
+    assert list(filter_repo_objects(offered, **patterns)) == offered[:8]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -95,7 +95,7 @@ def _write_graph(
 
     config = read_encoder(folder)
     progress.start("run torch, trace, compare", 3, "steps")
-    checks = parity.expectations(module, model, config)
+    checks = parity.expectations(source, module, model, config)
     progress.advance(note="torch")
     fusions, refused = _STANDARD, None
     rungs: Sequence[Rung] = ()

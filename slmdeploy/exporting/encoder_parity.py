@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from slmdeploy.building.ladder import Rung
-from slmdeploy.errors import GateError
+from slmdeploy.errors import GateError, UnsupportedModelError
 from slmdeploy.exporting.tracing import quietly
 from slmdeploy.runtime.encoder_config import EncoderConfig
 from slmdeploy.runtime.encoding import Encoder, Row
@@ -58,8 +58,13 @@ def shapes(max_length: int) -> dict[str, tuple[int, ...]]:
 
 
 @torch.inference_mode()
-def expectations(module: nn.Module, model: PreTrainedModel, config: EncoderConfig, seed: int = 0) -> list[Check]:
-    """Every check with torch's answer. `model` is what `module` wraps; its attention is eager in here alone."""
+def expectations(
+    source: Path, module: nn.Module, model: PreTrainedModel, config: EncoderConfig, seed: int = 0
+) -> list[Check]:
+    """Every check with torch's answer. `model` is what `module` wraps; its attention is eager in here alone.
+
+    Raises UnsupportedModelError for a model of `source` that torch itself cannot run on one of them.
+    """
     random = np.random.default_rng(seed)
     fused = model.config._attn_implementation
     with quietly():  # a family without a choice of attention says so in a warning
@@ -67,7 +72,11 @@ def expectations(module: nn.Module, model: PreTrainedModel, config: EncoderConfi
         checks = []
         for name, lengths in shapes(config.max_length).items():
             rows = [_row(random, length, config) for length in lengths]
-            outputs = module(**tensors(rows, config))
+            try:
+                outputs = module(**tensors(rows, config))
+            except (RuntimeError, ValueError, IndexError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UnsupportedModelError(f"{source} cannot run on every input ({name}): {reason}") from error
             checks.append(Check(name, rows, {key: value.numpy() for key, value in outputs.items()}))
         model.set_attn_implementation(fused)
     return checks

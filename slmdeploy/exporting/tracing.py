@@ -77,7 +77,9 @@ def quietly() -> Iterator[None]:
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        # torch prints the whole program beside some of its errors.
+        said = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             warnings.simplefilter("ignore")
             yield
     finally:
