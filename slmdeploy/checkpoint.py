@@ -39,6 +39,8 @@ TOKENIZER_FILES = (
 )
 CHAT_TEMPLATES = "additional_chat_templates"
 """The folder in which a checkpoint keeps further chat templates, each NAME.jinja."""
+CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
+"""Where the families keep the length of their context in config.json, each in one of these."""
 LABELS = (" no", " yes")
 """The default label words of a scorer, in the order of the label values 0 and 1."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -148,8 +150,9 @@ def tokenizer_file(checkpoint: Path) -> Path:
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         command = _CONVERT.format(auto="AutoTokenizer", source=checkpoint, out=checkpoint)
+        first = "pip install sentencepiece && " if (checkpoint / "tokenizer.model").is_file() else ""
         raise InputError(
-            f"{path} is missing; where the folder has its tokenizer in another form, write it with {command}"
+            f"{path} is missing; where the folder has its tokenizer in another form, write it with {first}{command}"
         )
     return path
 
