@@ -65,6 +65,8 @@ def export(
         require_exact_weights(found.path)
         inputs = found.origins or {"checkpoint": found.path}
         if choice.role != DECODER:
+            if opset is not None or fallback or labels != LABELS:
+                raise InputError("opset, fallback and labels are settings of decoders; encoders have opset 18")
             wanted = EncoderSettings(dialect, pooling, normalize, max_length)
             return export_encoder(found.path, choice, wanted, out=out, inputs=inputs, force=force, progress=progress)
         if pooling is not None or normalize is not None:

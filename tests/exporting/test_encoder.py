@@ -183,6 +183,12 @@ def spoil_tensor(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").unlink(), {}, InputError, "safetensors is missing"),
         (lambda f: (f / "tokenizer.json").unlink(), {}, InputError, "tokenizer.json is missing"),
         (lambda f: None, {"pooling": "max"}, InputError, "pooling 'max' is not known: choose from mean, cls, last"),
+        (
+            lambda f: None,
+            {"dialect": "portable", "opset": 23},
+            InputError,
+            "opset, fallback and labels are settings of",
+        ),
         (lambda f: None, {"max_length": 49}, InputError, "has positions for 1 to 48 tokens"),
         (lambda f: None, {"tasks": ("generate",)}, InputError, "no model for the task generate"),
     ],
