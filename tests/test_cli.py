@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.encoder_graphs import write_encoder_graph
+
 
 def slm(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "slmdeploy", *map(str, arguments)]
@@ -69,3 +71,17 @@ def test_shell_completion_offers_the_verbs() -> None:
         env={**os.environ, "_SLMDEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": "slmdeploy pro", "COMP_CWORD": "1"},
     )
     assert script.stdout.split() == ["profile", "profiles"], (script, done)
+
+
+def test_encoders_print_vectors_labels_and_scores(tmp_path: Path) -> None:
+    folders = {role: write_encoder_graph(tmp_path / role, role) for role in ("embed", "classify", "tokens")}
+    vectors = json.loads(slm("embed", folders["embed"], "a b", "c", "--json").stdout.splitlines()[-1])["embeddings"]
+    assert [len(vector) for vector in vectors] == [3, 3]
+    assert [len(line.split()) for line in slm("embed", folders["embed"], "a b").stdout.splitlines()] == [3]
+    assert slm("classify", folders["classify"], "a b").stdout.split()[1] in ("low", "high")
+    tokens = json.loads(slm("classify", folders["tokens"], "a b", "--json").stdout.splitlines()[-1])["labels"]
+    assert [(token["start"], token["end"]) for token in tokens[0]] == [(0, 1), (2, 3)]
+    assert len(slm("score", folders["classify"], "--prefix", "a", "b", "c").stdout.splitlines()) == 2
+    refused = slm("generate", folders["embed"], "a")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "is an encoder's" in refused.stderr
