@@ -108,6 +108,23 @@ def test_weights_stored_as_in_out_get_the_change_turned(base: Path, tmp_path: Pa
     assert (found[f"{DOWN}.weight"] - before.float() - change).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(("trained", "saved"), [("model.", ""), ("", "model.")], ids=["base bare", "adapter bare"])
+def test_a_base_saved_with_or_without_its_prefix(tmp_path: Path, base: Path, trained: str, saved: str) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((base / "config.json").read_bytes())
+    before = {
+        saved + name.removeprefix("model."): tensor
+        for name, tensor in load_file(base / "model.safetensors").items()
+        if name.startswith("model.")
+    }
+    save_file(before, bare / "model.safetensors")
+    tensors = {name.replace(".model.model.", f".model.{trained}"): tensor for name, tensor in pair(QUERY).items()}
+    found = merged(write_adapter(tmp_path / "adapter", bare, tensors))
+    changed = [name for name in before if not torch.equal(found[name].float(), before[name].float())]
+    assert changed == [f"{saved}{QUERY.removeprefix('model.')}.weight"]
+
+
 def test_an_embedding_is_changed_by_a_matrix_per_token(base: Path, tmp_path: Path) -> None:
     name = f"base_model.model.{EMBEDDING}"
     tensors = {f"{name}.lora_embedding_A": torch.randn(RANK, VOCAB), f"{name}.lora_embedding_B": torch.randn(64, RANK)}

@@ -98,7 +98,9 @@ def test_a_broken_tensor_is_named_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_chat_templates_go_along_to_the_device(tmp_path: Path) -> None:
+def test_chat_templates_go_along_to_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = tmp_path / "checkpoint"
     write_checkpoint(checkpoint)
     (checkpoint / "chat_template.jinja").write_text("{{ messages[0].content }}")
@@ -112,6 +114,14 @@ def test_chat_templates_go_along_to_the_device(tmp_path: Path) -> None:
         assert {"chat_template.jinja", "additional_chat_templates/rag.jinja"} <= artifact.manifest["files"].keys()
     model = load(tmp_path / "package")
     assert model.chat_prompt([{"role": "user", "content": "Hello"}]) == "Hello"
+    arguments = ["generate", str(tmp_path / "package"), "--chat", "Hello", "--max-new-tokens", "5", "--json"]
+    monkeypatch.setattr(sys, "argv", ["slmdeploy", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    expected = model.chat([{"role": "user", "content": "Hello"}], max_new_tokens=5).text
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["text"] == expected
 
 
 def test_a_cached_hub_id_is_exported_offline(tmp_path: Path) -> None:
