@@ -23,13 +23,11 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from slmdeploy.checkpoint import LABELS, label_token_ids, read_config
+from slmdeploy.checkpoint import CONTEXT_FIELDS, LABELS, label_token_ids, read_config
 from slmdeploy.errors import InputError, UnsupportedModelError
 from slmdeploy.exporting.eager import TorchDecoder
 from slmdeploy.exporting.tracing import quietly
 
-_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
-"""Where families keep the length of their context; those with ALiBi, which has no end, call it differently."""
 _KEYS_AND_VALUES = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
@@ -157,7 +155,7 @@ def _key_value_shapes(file: Path, output: Any) -> list[tuple[int, int]]:
 
 
 def _context(file: Path, config: Any, asked: int | None) -> int:
-    found = next((value for name in _CONTEXTS if type(value := getattr(config, name, None)) is int), None)
+    found = next((value for name in CONTEXT_FIELDS if type(value := getattr(config, name, None)) is int), None)
     if asked is not None and (found is None or asked <= found):
         return asked
     if asked is not None:

@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from slmdeploy.artifacts import Artifact, digest, open_artifact, writing
+from slmdeploy.checkpoint import CONTEXT_FIELDS, read_config
 from slmdeploy.errors import InputError
 from slmdeploy.metrics import with_ratios
 from slmdeploy.profiling import load, measure, quality
@@ -195,9 +196,10 @@ def _baseline(path: Path) -> Candidate:
     for needed in (config, path / "tokenizer.json"):
         if not needed.is_file():
             raise InputError(f"{needed} does not exist: the baseline must be a checkpoint folder with its tokenizer")
-    max_length = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
-    if not isinstance(max_length, int):
-        raise InputError(f"{config}: max_position_embeddings must be the context length in tokens")
+    fields = read_config(path)
+    max_length = next((fields[name] for name in CONTEXT_FIELDS if isinstance(fields.get(name), int)), None)
+    if max_length is None:
+        raise InputError(f"{config}: one of {', '.join(CONTEXT_FIELDS)} must be the context length in tokens")
     facts: dict[str, Any] = {
         "content_key": None,
         "profile": None,

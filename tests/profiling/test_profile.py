@@ -152,6 +152,8 @@ def test_refusals(bench, tmp_path):
         profile([builds[0], builds[0]], workloads=WORKLOADS, out=out)
     with pytest.raises(InputError, match=r"config\.json does not exist: the baseline must be a checkpoint"):
         profile(builds, workloads=WORKLOADS, out=out, baseline=data)
+    (teacher / "config.json").write_text('{"n_positions": 32}')
+    assert verb._baseline(teacher).max_length == 32
     (teacher / "config.json").write_text("{}")
     with pytest.raises(InputError, match="max_position_embeddings"):
         profile(builds, workloads=WORKLOADS, out=out, baseline=teacher)
