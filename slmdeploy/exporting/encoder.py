@@ -92,6 +92,7 @@ def _write_graph(
 ) -> dict[str, Any]:
     """Trace, save and prove; returns the manifest's record. Raises GateError when no form of the graph is equal."""
     from slmdeploy.exporting import encoder_parity as parity
+    from slmdeploy.exporting.tracing import can_fuse
 
     config = read_encoder(folder)
     progress.start("run torch, trace, compare", 3, "steps")
@@ -99,7 +100,7 @@ def _write_graph(
     progress.advance(note="torch")
     fusions, refused = _STANDARD, None
     rungs: Sequence[Rung] = ()
-    if dialect == "ort":
+    if dialect == "ort" and can_fuse():
         rungs = _traced(source, folder, module, config, checks, fused=True)
         if parity.passed(rungs):
             fusions = _FUSED

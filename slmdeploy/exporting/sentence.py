@@ -146,6 +146,9 @@ def _pooling(file: Path) -> str:
     config = read_json(file)
     mode = config.get("pooling_mode")
     if mode is None:
+        if any(config.get(key) for key in _LEGACY_MODES) and "pooling_mode_mean_tokens" not in config:
+            # Versions of sentence-transformers do not agree on what a missing one means.
+            _refuse(file, "pooling_mode_mean_tokens", None, "true or false where another mode is given")
         mode = [name for key, name in _LEGACY_MODES.items() if config.get(key)] or ["mean"]
     modes = [mode] if isinstance(mode, str) else mode
     known = {"lasttoken": "last", **{name: name for name in POOLINGS}}

@@ -44,25 +44,35 @@ def trace(
     from transformers.exporters.exporter_onnx import OnnxExporter
 
     any_size = torch.export.Dim.DYNAMIC
+    fusions: dict[str, Any] = {"ort_fusions": "cpu"} if fused else {}
     config = OnnxConfig(
         dynamic=True,
         dynamic_shapes={key: dict.fromkeys(axes[key], any_size) for key in inputs},
         opset_version=OPSET,
-        ort_fusions="cpu" if fused else None,
+        **fusions,
     )
     try:
         with quietly():
             traced: Any = module  # any module will do, although the exporter is declared for PreTrainedModel alone
-            model: ir.Model = OnnxExporter().export(traced, dict(inputs), config).program
+            exported: Any = OnnxExporter().export(traced, dict(inputs), config)
     except Exception as error:  # torch, onnxscript and transformers raise dozens of kinds here, all with one meaning
         lines = str(error).split("\n")
         raise UnsupportedModelError(
             f"{name} cannot be exported: transformers.exporters fails on it ({type(error).__name__}: {lines[0][:200]})"
         ) from error
+    # transformers 5.22 returns torch's own program.
+    model: ir.Model = exported.model if isinstance(exported, torch.onnx.ONNXProgram) else exported.program
     _name_axes(model, axes)
     _name_linears(model)
     _remove_traces(model)
     return model
+
+
+def can_fuse() -> bool:
+    """Whether the installed transformers can trace into ONNX Runtime's own operators: 5.23 can, 5.22 cannot."""
+    from transformers.exporters.configs import OnnxConfig
+
+    return "ort_fusions" in OnnxConfig.__dataclass_fields__
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from slmdeploy.exporting.tracing import quietly
+
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 ROLES: dict[str, Any] = {
     "embed": AutoModel,
@@ -98,7 +100,8 @@ def write_encoder(
         changes["id2label"] = {i: f"label {i}" for i in range(labels)}
     config = FAMILIES[family].__class__(**FAMILIES[family].to_dict() | changes)
     torch.manual_seed(0)
-    model: PreTrainedModel = ROLES[role].from_config(config)
+    with quietly():
+        model: PreTrainedModel = ROLES[role].from_config(config)
     for name, parameter in model.named_parameters():
         if "norm" in name.lower() or name.endswith("bias"):
             torch.nn.init.normal_(parameter, mean=float("bias" not in name), std=0.2)
@@ -117,7 +120,8 @@ def write_modules(folder: Path, *kinds: str, pooling: dict[str, Any] | None = No
         if path:
             (folder / path).mkdir(exist_ok=True)
     write_json(folder / "modules.json", modules)
-    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **(pooling or {})})
+    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **modes, **(pooling or {})})
 
 
 def write_json(path: Path, value: object) -> None:

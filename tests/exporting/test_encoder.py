@@ -23,13 +23,14 @@ from slmdeploy.exporting.encoder import EncoderSettings, export_encoder
 from slmdeploy.exporting.encoder_module import longest_input
 from slmdeploy.exporting.export import export
 from slmdeploy.exporting.tasks import choose
+from slmdeploy.exporting.tracing import can_fuse, quietly
 from slmdeploy.progress import SILENT
 from slmdeploy.runtime.encoder_model import load_encoder
 from tests.exporting.conftest import Record
 from tests.exporting.encoders import FAMILIES, ROLES, write_encoder, write_json, write_modules
 
 TEXTS = ["The cat sat.", "where", "where is the cat on? the cat sat on the, on, on."]
-FUSED = "transformers ort_fusions for the CPU"
+FUSED = encoder._FUSED if can_fuse() else encoder._STANDARD
 
 
 def states_of(folder: Path, model: PreTrainedModel, text: str) -> np.ndarray:
@@ -96,7 +97,9 @@ def test_the_graph_has_the_names_that_other_runtimes_expect(
     embedder: tuple[Path, PreTrainedModel, Artifact],
 ) -> None:
     graph = onnx.load(embedder[2].path / "model.onnx", load_external_data=False)
-    assert {entry.domain: entry.version for entry in graph.opset_import} == {"": 18, "com.microsoft": 1}
+    assert {entry.domain: entry.version for entry in graph.opset_import} == (
+        {"": 18, "com.microsoft": 1} if can_fuse() else {"": 18}
+    )
     axes = {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in (*graph.graph.input, *graph.graph.output)
@@ -217,7 +220,9 @@ def test_settings_of_vectors_are_refused_for_a_classifier(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_longest_input_is_what_there_are_positions_for(family: str) -> None:
-    assert longest_input(ROLES["embed"].from_config(FAMILIES[family])) == 48
+    with quietly():  # importing DeBERTa warns before transformers 5.23
+        model = ROLES["embed"].from_config(FAMILIES[family])
+    assert longest_input(model) == 48
 
 
 @pytest.mark.slow
@@ -239,7 +244,7 @@ def test_every_family_and_task_equals_torch(tmp_path: Path, record_check: Record
         record_check(family, f"{name}, {dialect}", worst, worst <= 1e-4, artifact.result["fusions"])
         assert worst <= 1e-5
         assert artifact.result["fusions_refused"] is None
-        assert artifact.result["fusions"].startswith("none" if dialect == "portable" else "transformers")
+        assert artifact.result["fusions"] == (FUSED if dialect == "ort" else encoder._STANDARD)
         if dialect == "portable":
             onnx.checker.check_model(out / "model.onnx", full_check=True)
             domains = {entry.domain for entry in onnx.load(out / "model.onnx", load_external_data=False).opset_import}

@@ -10,6 +10,7 @@ from slmdeploy.errors import CorruptArtifactError, InputError, UnsupportedModelE
 from slmdeploy.exporting.sentence import NORMALIZE, Dense, Head, read_head, write_head
 from tests.exporting.encoders import write_json, write_modules
 
+NO_MEAN = {"pooling_mode_mean_tokens": False}
 DENSE = {"in_features": 32, "out_features": 8, "bias": True, "activation_function": "torch.nn.modules.linear.Identity"}
 
 
@@ -80,7 +81,12 @@ def test_a_folder_is_made_of_a_checkpoint_that_was_none(tmp_path: Path) -> None:
     [
         ("1_Pooling/config.json", {"pooling_mode": "max"}, "pooling_mode = 'max' is not supported"),
         ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, "one of them"),
-        ("1_Pooling/config.json", {"pooling_mode_weightedmean_tokens": True}, r"\['weightedmean'\] is not supported"),
+        (
+            "1_Pooling/config.json",
+            {**NO_MEAN, "pooling_mode_weightedmean_tokens": True},
+            r"\['weightedmean'\] is not supported",
+        ),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling_mode_mean_tokens = None"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt = False"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case = True"),
         ("sentence_bert_config.json", {"max_seq_length": "many"}, "max_seq_length = 'many'"),
