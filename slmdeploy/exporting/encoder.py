@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from slmdeploy.artifacts import Artifact, open_artifact, writing
 from slmdeploy.building.ladder import Rung
 from slmdeploy.checkpoint import TOKENIZER_FILES, read_json, read_tokenizer
-from slmdeploy.errors import InputError
+from slmdeploy.errors import CorruptArtifactError, InputError, UnsupportedModelError
 from slmdeploy.exporting.sentence import POOLINGS, Head, read_head, write_head
 from slmdeploy.exporting.tasks import EMBEDDER, SENTENCE_MODULES, TOKEN_CLASSIFIER, Choice
 from slmdeploy.progress import Progress
@@ -98,15 +98,14 @@ def _write_graph(
     progress.start("run torch, trace, compare", 3, "steps")
     checks = parity.expectations(source, module, model, config)
     progress.advance(note="torch")
-    fusions, refused = _STANDARD, None
-    rungs: Sequence[Rung] = ()
+    fusions, rungs, refused = _STANDARD, [], None
     if dialect == "ort" and can_fuse():
-        rungs = _traced(source, folder, module, config, checks, fused=True)
-        if parity.passed(rungs):
-            fusions = _FUSED
-        else:
-            refused = parity.worst(rungs).as_dict()
-    if fusions is _STANDARD:
+        try:
+            rungs = _traced(source, folder, module, config, checks, fused=True)
+            fusions, refused = (_FUSED, None) if parity.passed(rungs) else (_STANDARD, parity.worst(rungs).as_dict())
+        except UnsupportedModelError as error:
+            refused = {"error": str(error)}
+    if fusions == _STANDARD:
         rungs = _traced(source, folder, module, config, checks, fused=False)
     progress.advance(2, note="graph")
     progress.finish()
@@ -136,7 +135,12 @@ def _traced(
     data = "model.onnx.data"
     (folder / data).unlink(missing_ok=True)
     ir.save(model, folder / "model.onnx", external_data=data)
-    return parity.measure(folder, config, checks)
+    try:
+        return parity.measure(folder, config, checks)
+    except CorruptArtifactError as error:
+        raise UnsupportedModelError(
+            f"{source}: ONNX Runtime does not run the graph traced from it ({error})"
+        ) from error
 
 
 def _runtime(

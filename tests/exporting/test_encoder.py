@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from slmdeploy.artifacts import Artifact
 from slmdeploy.building.ladder import Rung
 from slmdeploy.errors import CorruptArtifactError, GateError, InputError, UnsupportedModelError
-from slmdeploy.exporting import encoder
+from slmdeploy.exporting import encoder, tracing
 from slmdeploy.exporting.encoder import EncoderSettings, export_encoder
 from slmdeploy.exporting.encoder_module import longest_input
 from slmdeploy.exporting.export import export
@@ -139,16 +139,24 @@ def test_scores_and_labels_of_pairs_are_those_of_torch(cross_encoder: tuple[Path
 
 @pytest.mark.parametrize(
     ("fused", "standard", "fusions"),
-    [(1e-6, 1e-6, FUSED), (1e-3, 1e-6, "none: standard operators only"), (1e-3, 1e-3, None)],
+    [
+        (1e-6, 1e-6, encoder._FUSED),
+        (1e-3, 1e-6, encoder._STANDARD),
+        (None, 1e-6, encoder._STANDARD),
+        (1e-3, 1e-3, None),
+    ],
 )
 def test_fusions_are_kept_only_where_they_equal_torch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: float, standard: float, fusions: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: float | None, standard: float, fusions: str | None
 ) -> None:
     def traced(*arguments: Any, **form: bool) -> list[Rung]:
         difference = fused if form["fused"] else standard
+        if difference is None:
+            raise UnsupportedModelError("it cannot be fused")
         return [Rung("all", difference, difference, 1e-4, difference <= 1e-4)]
 
     monkeypatch.setattr(encoder, "_traced", traced)
+    monkeypatch.setattr(tracing, "can_fuse", lambda: True)
     write_encoder(tmp_path / "checkpoint")
     if fusions is None:
         with pytest.raises(GateError, match=r"differs from torch by 0\.001 in 'all', more than 0\.0001"):
@@ -157,7 +165,9 @@ def test_fusions_are_kept_only_where_they_equal_torch(
         return
     result = export(tmp_path / "checkpoint", out=tmp_path / "graph").result
     assert result["fusions"] == fusions
-    assert (result["fusions_refused"] or {}).get("difference") == (None if fusions == FUSED else fused)
+    refused = result["fusions_refused"] or {}
+    assert refused.get("difference") == (None if fusions == encoder._FUSED else fused)
+    assert refused.get("error") == ("it cannot be fused" if fused is None else None)
 
 
 def edit(folder: Path, name: str, **changes: Any) -> None:
