@@ -46,9 +46,9 @@ def load_encoder(path: Path | str, *, threads: int | None = None, verify: bool =
     """
     folder = Path(path)
     manifest = read_runnable(folder, verify=verify)
-    require_listed(folder, manifest, [RUNTIME, TOKENIZER, GRAPH])
     if not is_encoder(folder):
         raise InputError(f"{folder} is a decoder, which generates and scores: embed and classify need an encoder.")
+    require_listed(folder, manifest, [RUNTIME, TOKENIZER, GRAPH])
     config = read_encoder(folder)
     return EncoderModel(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))
 
