@@ -1,5 +1,6 @@
 # make demo   install, then the whole quickstart: teacher -> student -> builds -> selection -> edge package
 # make test   install, then the tests            make lint    ruff and mypy
+# make families  all checks of model families, and docs/families.md from their results: an hour on 2 cores
 # make check  lint and test                      make clean   remove what the tools and the demo wrote
 #
 # The environment is made once, in .venv, with the exact versions of constraints.txt; it is brought up to date only when
@@ -13,10 +14,10 @@ RECIPE ?= examples/quickstart.toml
 RUN ?= work/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check clean
+.PHONY: help install demo test lint check families clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 install: $(STAMP)
 
@@ -32,6 +33,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 check: lint test
+
+families: $(STAMP)
+	rm -f work/families.jsonl && mkdir -p work
+	FAMILIES_JSON=work/families.jsonl $(BIN)/python -m pytest tests/exporting -m "slow or not slow"
+	$(BIN)/python benchmarks/families_table.py work/families.jsonl docs/families.md
 
 clean:
 	rm -rf work dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

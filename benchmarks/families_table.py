@@ -41,8 +41,8 @@ def _head() -> list[str]:
     return [
         "# Model families and how each was checked",
         "",
-        "Written by `make families` from the results of the tests, not by hand. A figure is the largest difference of",
-        "logits (or vectors) from transformers in float32, relative to the largest logit where that is above 1, the worst",
+        "Written by `make families` from the results of the tests, not by hand. A figure is the largest difference",
+        "of logits (or vectors) from transformers in float32, relative to the largest where that is above 1; the worst",
         "over all variants of the family (tests/exporting/families.py: GQA, MQA and MHA, biases, tied heads, windows,",
         "scaled rotary embedding, …). The limit is 1e-4. Empty: the check does not apply or was not run.",
         f"Last run on {platform.machine()}, Python {platform.python_version()}: {packages}.",
@@ -93,25 +93,57 @@ def _cell(value: float | None, failed: bool) -> str:
 
 
 def _other_tables(records: list[dict[str, Any]]) -> list[str]:
-    """Encoders, fallback and real shapes: a line for each check, as their checks differ."""
+    """Real shapes and the fallback, a line for each check; encoders with a column for each task. The last run counts."""
+    latest = list({(record["family"], record["check"]): record for record in records}.values())
     lines = []
-    for title, prefix in (
-        ("Real shapes, random weights", "shape: "),
-        ("Encoders and classifiers, traced", "encoder: "),
-        ("Other decoders, by the fallback", "fallback: "),
-    ):
-        chosen = [record for record in records if record["family"].startswith(prefix)]
-        if not chosen:
-            continue
-        lines += [f"## {title}", "| model | check | difference | outcome | note |", "|---|---|---|---|---|"]
-        for record in chosen:
-            value = "" if record["value"] is None else f"{record['value']:.1e}"
-            outcome = "passed" if record["passed"] else "**failed**"
-            lines.append(
-                f"| {record['family'].removeprefix(prefix)} | {record['check']} | {value} | {outcome} | {record['note']} |"
-            )
-        lines.append("")
-    return lines
+    for title, kind in (("Real shapes, random weights", "shape"), ("Other decoders, by the fallback", "fallback")):
+        chosen = [record for record in latest if _kind(record) == kind]
+        if chosen:
+            lines += [f"## {title}", "| model | check | difference | outcome | note |", "|---|---|---|---|---|"]
+            lines += [_line(record) for record in chosen] + [""]
+    return lines + _encoder_table([record for record in latest if _kind(record) == "encoder"])
+
+
+def _encoder_table(records: list[dict[str, Any]]) -> list[str]:
+    if not records:
+        return []
+    checks = list(dict.fromkeys(record["check"] for record in records))
+    found = {(record["family"], record["check"]): record for record in records}
+    lines = [
+        "## Encoders and classifiers, traced",
+        "Two figures: dialect ort, with fused operators where a star stands, and portable.",
+        "",
+    ]
+    tasks = list(dict.fromkeys(check.rpartition(", ")[0] or check for check in checks))
+    lines += [f"| model | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for family in dict.fromkeys(record["family"] for record in records):
+        cells = [_pair(found, family, task) for task in tasks]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _pair(found: dict[tuple[str, str], dict[str, Any]], family: str, task: str) -> str:
+    checks = [found.get((family, name)) for name in (f"{task}, ort", f"{task}, portable", task)]
+    cells = []
+    for record in checks:
+        if record is not None:
+            star = "" if record["note"].startswith("none") else "\\*"
+            cells.append(_cell(record["value"], not record["passed"]) + star)
+    return ", ".join(cells)
+
+
+def _kind(record: dict[str, Any]) -> str:
+    if record["family"].startswith("shape: "):
+        return "shape"
+    return "fallback" if record["check"] == "fallback" else "encoder"
+
+
+def _line(record: dict[str, Any]) -> str:
+    value = "" if record["value"] is None else f"{record['value']:.1e}"
+    refused = not record["passed"] and record["note"].startswith("refused: ")
+    outcome = "passed" if record["passed"] else "refused" if refused else "**failed**"
+    note = record["note"].removeprefix("refused: ").replace("|", "/")
+    return f"| {record['family'].removeprefix('shape: ')} | {record['check']} | {value} | {outcome} | {note} |"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from slmdeploy.building.build import build
 from slmdeploy.checkpoint import Weights
 from slmdeploy.errors import InputError
 from slmdeploy.exporting.decoder import build_decoder
@@ -19,6 +20,7 @@ from slmdeploy.exporting.eager import EagerModel
 from slmdeploy.exporting.export import export
 from slmdeploy.exporting.portable import OPSETS, PortableDialect
 from slmdeploy.runtime.model import load
+from slmdeploy.specs import Profile
 from tests.exporting.conftest import Record
 from tests.exporting.families import CASES, write_case
 from tests.exporting.test_families import LIMIT, difference
@@ -137,6 +139,22 @@ def test_a_portable_folder_generates_what_the_other_dialect_does(opset: int, tmp
     tokens = [list(load(tmp_path / name).generate_ids(prompt, max_new_tokens=150)) for name in ("ort", "portable")]
     assert tokens[0] == tokens[1]
     assert len(tokens[0]) > 20
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_a_portable_graph_is_quantised_as_the_other(opset: int, tmp_path: Path) -> None:
+    write_case(CASES["llama-gqa"], tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", out=tmp_path / "graph", dialect="portable", opset=opset)
+    form = {"scheme": "weight-only", "bits": 8, "block_size": 32}
+    gate = {"max_kl": 1.0, "min_top1": 0.0, "max_ppl_ratio": 10.0}
+    profile = Profile.model_validate(
+        {"name": "p", "summary": "s", "engine": "onnxruntime", "weights": form, "gate": gate}
+    )
+    artifact = build(tmp_path / "graph", profile=profile, out=tmp_path / "build")
+    assert artifact.result["parts"]
+    assert artifact.result["gates"]["parity"]["passed"]
+    expected, found = (load(tmp_path / name).logits(list(range(2, 30))) for name in ("graph", "build"))
+    assert 0 < difference(expected, found) < 0.1
 
 
 @pytest.mark.parametrize(
