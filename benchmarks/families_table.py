@@ -93,7 +93,7 @@ def _cell(value: float | None, failed: bool) -> str:
 
 
 def _other_tables(records: list[dict[str, Any]]) -> list[str]:
-    """Real shapes and the fallback, a line for each check; encoders with a column for each task. The last run counts."""
+    """Real shapes and the fallback, a line for each check; encoders, a column for each task. The last run counts."""
     latest = list({(record["family"], record["check"]): record for record in records}.values())
     lines = []
     for title, kind in (("Real shapes, random weights", "shape"), ("Other decoders, by the fallback", "fallback")):

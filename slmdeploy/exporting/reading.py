@@ -42,6 +42,7 @@ _NO_MATHS = frozenset(
         *("use_cache", "_commit_hash", "is_decoder", "prefix", "attn_implementation", "_attn_implementation_autoset"),
         *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "classifier_dropout", "residual_dropout"),
         *("embedding_dropout", "cache_implementation", "gradient_checkpointing", "n_ctx", "sep_token_id"),
+        *("_num_labels", "n_special", "predict_special_tokens"),
         *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
     )
 )

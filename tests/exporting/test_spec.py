@@ -123,6 +123,55 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path: Path, changes: dict
     assert str(tmp_path) in str(caught.value)
 
 
+PUBLISHED: dict[str, dict[str, Any]] = {  # what published checkpoints say besides sizes, as their config.json has it
+    "distilgpt2": {
+        **{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 4},
+        **{"_num_labels": 1, "activation_function": "gelu_new", "attn_pdrop": 0.1, "n_ctx": 1024, "n_positions": 1024},
+        **{
+            "id2label": {"0": "LABEL_0"},
+            "summary_type": "cls_index",
+            "summary_use_proj": True,
+            "task_specific_params": {},
+        },
+    },
+    "pythia-70m": {
+        **{"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu", "rotary_pct": 0.25},
+        **{
+            "rotary_emb_base": 10000,
+            "use_parallel_residual": True,
+            "layer_norm_eps": 1e-05,
+            "tie_word_embeddings": False,
+        },
+    },
+    "Phi-3-mini-4k": {
+        **{"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "attention_bias": False, "embd_pdrop": 0.0},
+        **{"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "original_max_position_embeddings": 4096},
+        **{"max_position_embeddings": 4096, "rope_scaling": None, "sliding_window": 2047, "rope_theta": 10000.0},
+    },
+    "gemma-2-2b": {
+        **{"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "cache_implementation": "hybrid"},
+        **{"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096},
+        **{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256},
+    },
+    "Qwen2.5-0.5B": {
+        **{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "max_window_layers": 24, "use_mrope": False},
+        **{"use_sliding_window": False, "sliding_window": 32768, "rope_theta": 1000000.0, "tie_word_embeddings": True},
+    },
+    "starcoder2-3b": {
+        **{"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "mlp_type": "default"},
+        **{"norm_type": "layer_norm", "norm_epsilon": 1e-05, "use_bias": True, "hidden_act": "gelu_pytorch_tanh"},
+        **{"residual_dropout": 0.1, "embedding_dropout": 0.1, "sliding_window": 4096, "rope_theta": 999999.4420358813},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_published_checkpoints_say_is_understood(tmp_path: Path, name: str) -> None:
+    sizes = {key: value for key, value in LLAMA.items() if "gpt" not in name or not key.startswith("num")}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | PUBLISHED[name]))
+    assert read_spec(tmp_path).hidden == 64
+
+
 GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_hidden_layers": 3, "head_dim": 16}
 
 
