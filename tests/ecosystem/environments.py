@@ -18,7 +18,10 @@ import pytest
 PEERS = Path(__file__).parent / "peers"
 REQUIREMENTS = {
     "genai": ("onnxruntime-genai==0.18.0", "onnxruntime==1.31.1"),
-    "optimum": ("torch==2.13.0", "optimum-onnx==0.1.0", "onnxruntime==1.31.1", "transformers==4.57.6"),
+    "optimum": (
+        *("torch==2.13.0", "optimum-onnx==0.1.0", "onnxruntime==1.31.1", "transformers==4.57.6"),
+        "sentence-transformers==5.7.0",
+    ),
     "openvino": ("openvino==2026.4.1",),
 }
 _INSTALL_SECONDS, _RUN_SECONDS = 1800, 600

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,19 @@ def test_every_family_gives_the_same_tokens(genai: Environment, tmp_path: Path, 
     expected = our_tokens(tmp_path / "graph", LONG_PROMPTS)
     assert until_end(answer["alone"]) == expected
     assert until_end(answer["batch"]) == expected or name in BY_LONGEST
+
+
+@pytest.mark.parametrize(
+    "how", [{"dialect": "portable"}, {"dialect": "portable", "opset": 23}, {"fallback": True}], ids=str
+)
+def test_a_graph_that_is_standard_itself_gives_the_same_tokens(
+    genai: Environment, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    write_case(CASES["qwen3"], tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", out=tmp_path / "graph", **how)
+    assert not (tmp_path / "graph" / "standard.onnx").exists()
+    answer = genai.run("genai_generate.py", question(tmp_path / "graph", padding=1))
+    assert until_end(answer["alone"]) == our_tokens(tmp_path / "graph")
 
 
 def test_layers_may_differ_in_their_heads(genai: Environment, tmp_path: Path) -> None:
