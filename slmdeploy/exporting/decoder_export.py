@@ -128,6 +128,7 @@ def export_traced(
         write_graph(trace_decoder(model, spec, str(source)), draft.path)
         progress.finish()
         require_runs(draft.path, source)
+        _write_for_other_runtimes(draft.path, "standard")
         parameters = sum(tensor.numel() for tensor in model.parameters())
         del model  # parity opens the checkpoint anew, so that nothing the tracer did to it can hide
         draft.result |= _prove(source, draft.path, progress, CausalModel)
