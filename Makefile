@@ -1,6 +1,7 @@
 # make demo   install, then the whole quickstart: teacher -> student -> builds -> selection -> edge package
 # make test   install, then the tests            make lint    ruff and mypy
 # make families  all checks of model families, and docs/families.md from their results: an hour on 2 cores
+# make ecosystem  other people's runtimes over our folders, in environments of their own under work/environments
 # make check  lint and test                      make clean   remove what the tools and the demo wrote
 #
 # The environment is made once, in .venv, with the exact versions of constraints.txt; it is brought up to date only when
@@ -14,10 +15,10 @@ RECIPE ?= examples/quickstart.toml
 RUN ?= work/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check families clean
+.PHONY: help install demo test lint check families ecosystem clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 install: $(STAMP)
 
@@ -38,6 +39,9 @@ families: $(STAMP)
 	rm -f work/families.jsonl && mkdir -p work
 	FAMILIES_JSON=work/families.jsonl $(BIN)/python -m pytest tests/exporting -m "slow or not slow"
 	$(BIN)/python benchmarks/families_table.py work/families.jsonl docs/families.md
+
+ecosystem: $(STAMP)
+	SLMDEPLOY_TEST_ENVIRONMENTS=work/environments $(BIN)/python -m pytest tests/ecosystem -m slow
 
 clean:
 	rm -rf work dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

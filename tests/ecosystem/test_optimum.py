@@ -47,6 +47,17 @@ def test_a_causal_lm_gives_the_same_logits_and_tokens(
     assert until_end(answer["batch"]) == expected
 
 
+@pytest.mark.parametrize("name", ["llama3-rope", "mistral-window", "qwen2-window-yarn", "qwen3", "gemma3", "granite"])
+def test_families_that_it_knows_give_the_same_tokens(optimum: Environment, tmp_path: Path, name: str) -> None:
+    write_case(CASES[name], tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", out=tmp_path / "graph")
+    question = {"folder": str(tmp_path / "graph"), "file_name": STANDARD, "prompts": PROMPTS, "max_new_tokens": 12}
+    answer = optimum.run("optimum_generate.py", question)
+    expected = [row[:12] for row in our_tokens(tmp_path / "graph")]
+    assert until_end(answer["alone"]) == expected
+    assert until_end(answer["batch"]) == expected
+
+
 def test_a_portable_graph_needs_no_file_name(optimum: Environment, tmp_path: Path) -> None:
     write_case(CASES["qwen2"], tmp_path / "checkpoint")
     export(tmp_path / "checkpoint", out=tmp_path / "graph", dialect="portable")

@@ -12,6 +12,8 @@ from optimum.onnxruntime import ORTModelForCausalLM
 
 question = json.load(sys.stdin)
 model = ORTModelForCausalLM.from_pretrained(question["folder"], file_name=question["file_name"])
+# It takes this for hidden_size / num_attention_heads, which is not so where the config says otherwise (Qwen3).
+model.embed_size_per_head = getattr(model.config, "head_dim", None) or model.embed_size_per_head
 
 
 def generate(prompts: list[list[int]]) -> list[list[int]]:
