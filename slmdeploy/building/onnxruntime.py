@@ -29,6 +29,10 @@ MODEL, DATA, SCORE, RUNTIME = "model.onnx", "model.onnx.data", "score.onnx", "ru
 _INLINE_BYTES = 1024
 _ALIGNMENT_BYTES = 64
 _CPUINFO = Path("/proc/cpuinfo")
+_Place = tuple[int, int]
+"""Offset and length in the data file."""
+_Known = tuple[_Place, ir.TensorProtocol]
+"""A tensor that has been written, kept so that no other takes its identity, and where."""
 
 
 def local_isa(cpuinfo: Path = _CPUINFO) -> frozenset[str] | None:
@@ -77,29 +81,36 @@ def read_model(folder: Path) -> ir.Model:
 
 def write_models(models: Mapping[str, ir.Model], folder: Path) -> None:
     """Write each model under its file name, and the tensors of all in model.onnx.data, where they live from then on."""
-    places: dict[bytes, tuple[int, int]] = {}
+    places: dict[bytes, _Place] = {}
+    # Graphs that were derived from one another hold the same tensors: those need not be hashed for each of them.
+    known: dict[int, _Known] = {}
     with (folder / DATA).open("wb") as file:
         for model in models.values():
             for value in model.graph.initializers.values():
-                _store(value, file, places, folder)
+                _store(value, file, places, known, folder)
     for name, model in models.items():
         ir.save(model, folder / name)
 
 
-def _store(value: ir.Value, file: BinaryIO, places: dict[bytes, tuple[int, int]], folder: Path) -> None:
+def _store(
+    value: ir.Value, file: BinaryIO, places: dict[bytes, _Place], known: dict[int, _Known], folder: Path
+) -> None:
     """Move an initializer's content to the end of ``file``, or to where the same content already is."""
     tensor = value.const_value
     assert tensor is not None
-    content = tensor.tobytes()
-    if len(content) < _INLINE_BYTES:
-        return
-    key = hashlib.sha256(content).digest()
-    if key not in places:
-        file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
-        places[key] = (file.tell(), len(content))
-        file.write(content)
+    if id(tensor) not in known:
+        content = tensor.tobytes()
+        if len(content) < _INLINE_BYTES:
+            return
+        key = hashlib.sha256(content).digest()
+        if key not in places:
+            file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
+            places[key] = (file.tell(), len(content))
+            file.write(content)
+        known[id(tensor)] = (places[key], tensor)
+    place, _ = known[id(tensor)]
     value.const_value = ir.ExternalTensor(
-        DATA, *places[key], tensor.dtype, shape=_shape(tensor), name=value.name or "", base_dir=folder
+        DATA, *place, tensor.dtype, shape=_shape(tensor), name=value.name or "", base_dir=folder
     )
 
 
