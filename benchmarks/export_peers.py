@@ -62,7 +62,9 @@ def write_checkpoint(folder: Path, architecture: str, shape: str) -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     sizes = SHAPES[shape] | {"bos_token_id": 0, "eos_token_id": 1}
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, **sizes, dtype="bfloat16")
@@ -231,7 +233,8 @@ def main() -> None:
         print_table(results)
         if options.json:
             about = {"shape": options.shape, "architecture": options.architecture, "rounds": options.rounds}
-            print(json.dumps(about | {"machine": platform.processor() or platform.machine(), "exporters": results}))
+            about |= {"machine": {"arch": platform.machine(), "cores": os.cpu_count()}}
+            print(json.dumps(about | {"exporters": results}))
     finally:
         shutil.rmtree(place)
 
