@@ -163,7 +163,8 @@ def test_a_graph_outside_parity_is_not_written(
 
 def test_a_hub_id_without_a_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ResourceError, match="nobody/nothing is not a folder here.*(could not be downloaded|in the cache)"):
+    message = r"nobody/nothing is not a folder here.*(could not be downloaded|in the cache)"
+    with pytest.raises(ResourceError, match=message):
         export("nobody/nothing", out=tmp_path / "graph")
 
 
