@@ -256,6 +256,9 @@ def export(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where downloads go instead of the usual cache.")] = None,
     fallback: Annotated[bool, typer.Option("--fallback", help="Trace a decoder whose maths is not built in.")] = False,
+    no_parity: Annotated[
+        bool, typer.Option("--no-parity", help="Leave out the comparison with torch; the manifest says so.")
+    ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -276,6 +279,7 @@ def export(
         revision=revision,
         cache_dir=cache_dir,
         fallback=fallback,
+        parity=not no_parity,
         force=force,
         progress=_progress(as_json),
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 STEPS = 64
-LONGEST = 2048
+LONGEST = 1024
 """A longer context is checked up to here: at 8192 the two sides take minutes even for 135M parameters."""
 SELF_LIMIT = 0.02
 """How far a quantised build may be from itself: its kernels round activations differently for one row than for many

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STATIC_OPSET = 24
 """From here on the portable dialect has a cache of fixed capacity."""
 _DEFAULT_OPSET = 21
+_UNPROVEN = {"parity": "not measured: exported with --no-parity"}
 _PARITY_MEASURE = "largest absolute difference of logits, divided by the largest logit of torch where that is above 1"
 
 
@@ -37,6 +38,7 @@ class DecoderSettings:
     dialect: str = "ort"
     opset: int | None = None
     max_length: int | None = None
+    parity: bool = True
 
     @property
     def portable_opset(self) -> int | None:
@@ -58,6 +60,8 @@ class DecoderSettings:
             found["labels"] = list(self.labels)
         if self.max_length is not None:
             found["max_length"] = self.max_length
+        if not self.parity:
+            found["parity"] = False
         return found
 
 
@@ -84,7 +88,7 @@ def export_built(
         _write_graphs(spec, weights, draft.path, label_ids, settings.portable_opset, progress)
         if "generate" in tasks and settings.interface != "static":
             _write_for_other_runtimes(draft.path, settings.interface)
-        draft.result |= _prove(source, draft.path, progress)
+        draft.result |= _prove(source, draft.path, progress) if settings.parity else _UNPROVEN
         draft.result["parameters"] = sum(math.prod(shape) for shape in spec.tensor_shapes().values())
         draft.result["path"] = "weights"
     return open_artifact(out, "graph")
@@ -110,6 +114,8 @@ def export_traced(
     from slmdeploy.exporting.stand_in import measured_cost
 
     source, tasks, max_length = found.path, settings.tasks, settings.max_length
+    if not settings.parity:
+        raise InputError("a traced graph is always compared with torch: leave --no-parity out with the fallback")
     if settings.dialect != "ort" or settings.opset is not None:
         raise InputError("the fallback has one form, standard operators: leave dialect and opset out with it")
     if "score" in tasks:

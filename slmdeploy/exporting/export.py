@@ -37,6 +37,7 @@ def export(
     revision: str | None = None,
     cache_dir: Path | str | None = None,
     fallback: bool = False,
+    parity: bool = True,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -49,6 +50,7 @@ def export(
     base: for a LoRA adapter, the checkpoint that it was trained on, if not the one that it names; it is merged in.
     revision and cache_dir: of a Hugging Face id, see `resolve_checkpoint`.
     fallback: trace a decoder with transformers.exporters, whether or not it could be built from its weights.
+    parity: False leaves out the comparison with torch, which takes longer than the export; the manifest says so.
     labels: the words for label values 0 and 1 of the task score; each must be one token. Raises UnsupportedModelError
     for a model that is not understood entirely, InputError for an unknown task or dialect, a missing file or a label of
     several tokens, GateError when a logit differs from torch's by more than parity.LIMIT, and what `writing` raises.
@@ -64,6 +66,8 @@ def export(
         choice = choose(found.path, tasks)
         require_exact_weights(found.path)
         inputs = found.origins or {"checkpoint": found.path}
+        if choice.role != DECODER and not parity:
+            raise InputError("a traced graph is always compared with torch: leave --no-parity out for an encoder")
         if choice.role != DECODER:
             if opset is not None or fallback or labels != LABELS:
                 raise InputError("opset, fallback and labels are settings of decoders; encoders have opset 18")
@@ -71,7 +75,7 @@ def export(
             return export_encoder(found.path, choice, wanted, out=out, inputs=inputs, force=force, progress=progress)
         if pooling is not None or normalize is not None:
             raise InputError("pooling and normalize are settings of the task embed, not of a decoder's")
-        settings = DecoderSettings(choice.tasks, labels, dialect, opset, max_length)
+        settings = DecoderSettings(choice.tasks, labels, dialect, opset, max_length, parity)
         write = export_traced if fallback else export_built
         return write(found, settings, out=out, inputs=inputs, force=force, progress=progress)
 

@@ -20,6 +20,7 @@ from slmdeploy.exporting import parity
 from slmdeploy.exporting.eager import EagerModel
 from slmdeploy.exporting.export import export
 from slmdeploy.runtime.model import load
+from slmdeploy.verification import verify
 from tests.exporting.checkpoints import write_checkpoint
 
 LLAMA3_ROPE = {
@@ -186,3 +187,15 @@ def test_progress_counts_tensors_and_checks(checkpoint: Path, tmp_path: Path) ->
     export(checkpoint, out=tmp_path / "graph", progress=recorder)
     assert recorder.counts["write graph"] > 10
     assert recorder.counts["compare with torch"] == 6
+
+
+def test_a_graph_may_go_without_parity_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    plain = export(checkpoint, out=tmp_path / "graph")
+    quick = export(checkpoint, out=tmp_path / "quick", parity=False)
+    assert quick.result["parity"] == "not measured: exported with --no-parity"
+    assert quick.content_key != plain.content_key
+    assert verify(tmp_path / "quick")["parity"] == quick.result["parity"]
+    names = ("model.onnx", "model.onnx.data")
+    assert all(quick.manifest["files"][name] == plain.manifest["files"][name] for name in names)
+    with pytest.raises(InputError, match="always compared with torch"):
+        export(checkpoint, out=tmp_path / "traced", parity=False, fallback=True)
