@@ -16,12 +16,11 @@ from slmdeploy import runtime
 from slmdeploy.artifacts import Artifact, open_artifact, writing
 from slmdeploy.errors import GateError, InputError
 from slmdeploy.progress import SILENT, Progress
-from slmdeploy.runtime.bundle import RuntimeConfig, read_manifest, read_runtime, require_listed
+from slmdeploy.runtime.bundle import FOR_OTHERS, RuntimeConfig, read_manifest, read_runtime, require_listed
 from slmdeploy.runtime.text import TOKENIZER
 
 REQUIREMENTS = ("numpy", "onnxruntime", "tokenizers")
 _OURS = ("run", "README.md", "requirements.txt", "runtime")
-_FOR_OTHERS = ("standard.onnx", "genai_config.json")
 
 RUN_SCRIPT = '''#!/usr/bin/env python3
 """Runs the model in this folder; `./run --help` says how. Needs the packages in requirements.txt and nothing else."""
@@ -87,7 +86,7 @@ def _require_passed(build: Path, result: dict[str, Any]) -> None:
 def _files(build: Path, made: Artifact) -> Iterator[tuple[Path, str]]:
     """Each file of the package that is copied and its name there: the build's, then the runtime's."""
     for name in made.manifest["files"]:
-        if name.split("/")[0] not in (*_OURS, *_FOR_OTHERS):
+        if name.split("/")[0] not in (*_OURS, *FOR_OTHERS):
             yield build / name, name
     for source in sorted(Path(runtime.__file__).parent.glob("*.py")):
         yield source, f"runtime/{source.name}"

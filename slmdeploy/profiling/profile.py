@@ -24,7 +24,7 @@ from slmdeploy.profiling import load, measure, quality
 from slmdeploy.profiling.hardware import detect
 from slmdeploy.profiling.process import Client, WorkerProcess, worker_command
 from slmdeploy.progress import SILENT, Progress
-from slmdeploy.runtime.bundle import read_runtime
+from slmdeploy.runtime.bundle import FOR_OTHERS, read_runtime
 from slmdeploy.specs import Workload
 
 MEASUREMENT = "measurement.json"
@@ -213,7 +213,11 @@ def _baseline(path: Path) -> Candidate:
 
 def size_bytes(folder: Path) -> int:
     """Bytes of the files at the top of ``folder`` that running it reads."""
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file() and file.suffix in _LOADED)
+    return sum(
+        file.stat().st_size
+        for file in folder.iterdir()
+        if file.is_file() and file.suffix in _LOADED and file.name not in FOR_OTHERS
+    )
 
 
 def _run(

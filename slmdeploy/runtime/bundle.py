@@ -27,6 +27,8 @@ KINDS = ("checkpoint", "data", "graph", "build", "measurement", "selection", "pa
 TASKS = ("generate", "score")
 INTERFACES = ("shared", "standard", "static")
 MAX_FILE_BYTES = 1 << 44
+FOR_OTHERS = ("standard.onnx", "genai_config.json")
+"""Files of a graph or build that only other runtimes read."""
 _MAX_TOKENS = 1 << 24
 _HEX = frozenset("0123456789abcdef")
 
