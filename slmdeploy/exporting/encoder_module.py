@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from slmdeploy.checkpoint import Weights
-from slmdeploy.errors import CorruptArtifactError, InputError, UnsupportedModelError
+from slmdeploy.errors import InputError, UnsupportedModelError
 from slmdeploy.exporting.sentence import Dense, Head
 from slmdeploy.exporting.tasks import EMBEDDER, SEQUENCE_CLASSIFIER, TOKEN_CLASSIFIER
 from slmdeploy.exporting.tracing import quietly
@@ -38,7 +38,7 @@ def load_encoder(checkpoint: Path, role: str) -> PreTrainedModel:
     """The model of a checkpoint folder, float32, for inference.
 
     Raises UnsupportedModelError when transformers has no such class or the weights lack a tensor of it,
-    CorruptArtifactError for a tensor that is not finite, and what reading weights raises.
+    InputError for a tensor that is not finite, and what reading weights raises.
     """
     Weights(checkpoint)  # missing, pickled or truncated weights are told of in our words
     try:
@@ -73,7 +73,7 @@ def _require_whole(checkpoint: Path, model: PreTrainedModel, info: dict[str, set
             )
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
-            raise CorruptArtifactError(f"{checkpoint}: {name} holds NaN or infinity; download or save it again")
+            raise InputError(f"{checkpoint}: {name} holds NaN or infinity; download or save it again")
 
 
 def input_names(model: PreTrainedModel, checkpoint: Path) -> tuple[str, ...]:

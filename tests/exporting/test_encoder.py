@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from slmdeploy.artifacts import Artifact
 from slmdeploy.building.ladder import Rung
-from slmdeploy.errors import CorruptArtifactError, GateError, InputError, UnsupportedModelError
+from slmdeploy.errors import GateError, InputError, UnsupportedModelError
 from slmdeploy.exporting import encoder, tracing
 from slmdeploy.exporting.encoder import EncoderSettings, export_encoder
 from slmdeploy.exporting.encoder_module import longest_input
@@ -190,7 +190,7 @@ def spoil_tensor(folder: Path) -> None:
     ("spoil", "arguments", "error", "message"),
     [
         (drop_tensor, {}, UnsupportedModelError, "has no tensor encoder.layer.1.output.dense.weight"),
-        (spoil_tensor, {}, CorruptArtifactError, "encoder.layer.1.output.dense.weight holds NaN"),
+        (spoil_tensor, {}, InputError, "encoder.layer.1.output.dense.weight holds NaN"),
         (lambda f: edit(f, "config.json", intermediate_size=40), {}, UnsupportedModelError, "in another shape the ten"),
         (lambda f: edit(f, "config.json", model_type="mine"), {}, InputError, "is no embedder that can be loaded"),
         (lambda f: (f / "model.safetensors").unlink(), {}, InputError, "safetensors is missing"),

@@ -1,7 +1,6 @@
 """The fallback: what transformers can export deploys and says so, and what it cannot is refused in one sentence."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -267,15 +266,13 @@ def test_a_family_deploys_by_the_fallback(
 ) -> None:
     monkeypatch.setattr(stand_in, "measured_cost", lambda graph, **sizes: {})
     write_checkpoint(tmp_path / "checkpoint", *MATRIX[family])
-    started = time.perf_counter()
     try:
         rungs = export(tmp_path / "checkpoint", out=tmp_path / "graph", fallback=True).result["parity"]
     except SlmdeployError as error:
         record_check(family, "fallback", None, False, str(error))
         raise
     worst = max(rung["difference"] for rung in rungs)
-    seconds = time.perf_counter() - started
-    record_check(family, "fallback", worst, worst <= 1e-4, f"exported in {seconds:.0f} s")
+    record_check(family, "fallback", worst, worst <= 1e-4)
     assert worst <= 1e-4
 
 
