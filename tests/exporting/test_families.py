@@ -1,8 +1,10 @@
 """Every decoder family against transformers eager in float32: what the table in docs/families.md is made of."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -50,6 +52,26 @@ def chunked(folder: Path, model: Model, ids: list[int]) -> Floats:
     return np.concatenate(rows)
 
 
+@pytest.fixture(scope="module")
+def _runtime_schema() -> Iterator[None]:
+    """ONNX Runtime has SimplifiedLayerNormalization in the standard's own domain, where onnx.checker knows no schema."""
+    schema = onnx.defs.OpSchema(
+        "SimplifiedLayerNormalization",
+        "",
+        1,
+        inputs=[onnx.defs.OpSchema.FormalParameter(name, "T") for name in ("X", "scale")],
+        outputs=[onnx.defs.OpSchema.FormalParameter("Y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[
+            onnx.defs.OpSchema.Attribute("axis", onnx.defs.OpSchema.AttrType.INT, "", required=False),
+            onnx.defs.OpSchema.Attribute("epsilon", onnx.defs.OpSchema.AttrType.FLOAT, "", required=False),
+        ],
+    )
+    onnx.defs.register_schema(schema)
+    yield
+    onnx.defs.deregister_schema(schema.name, schema.since_version, schema.domain)
+
+
 def checkpoint_and_graph(case: Case, folder: Path) -> Artifact:
     write_case(case, folder / "checkpoint")
     tasks = (
@@ -59,10 +81,12 @@ def checkpoint_and_graph(case: Case, folder: Path) -> Artifact:
 
 
 @pytest.mark.filterwarnings("ignore:.*original_max_position_embeddings.*")
+@pytest.mark.usefixtures("_runtime_schema")
 @pytest.mark.parametrize("name", CASES)
 def test_a_family_equals_torch(name: str, tmp_path: Path, record_check: Record) -> None:
     case = CASES[name]
     artifact = checkpoint_and_graph(case, tmp_path)
+    onnx.checker.check_model(tmp_path / "graph" / "model.onnx", full_check=True)
     reference = EagerModel(tmp_path / "checkpoint", max_length=case.max_length)
     model = load(tmp_path / "graph")
     ids = [int(token) for token in np.random.default_rng(3).integers(0, 272, PROMPT + STEPS)]
