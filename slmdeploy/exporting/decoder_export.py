@@ -136,11 +136,13 @@ def export_traced(
         require_runs(draft.path, source)
         _write_for_other_runtimes(draft.path, "standard")
         parameters = sum(tensor.numel() for tensor in model.parameters())
+        # a tied head is computed like any other, so the stand-in counts it
+        computed = sum(tensor.numel() for _, tensor in model.named_parameters(remove_duplicate=False))
         del model  # parity opens the checkpoint anew, so that nothing the tracer did to it can hide
         draft.result |= _prove(source, draft.path, progress, CausalModel)
         draft.result |= {"parameters": parameters, "path": "fallback", "exporter": exporter_versions()}
         progress.start("time beside the fast path", None, "")
-        draft.result["cost"] = measured_cost(draft.path, hidden=spec.hidden, heads=spec.heads, parameters=parameters)
+        draft.result["cost"] = measured_cost(draft.path, hidden=spec.hidden, heads=spec.heads, parameters=computed)
         progress.finish()
     return open_artifact(out, "graph")
 

@@ -54,7 +54,7 @@ def chunked(folder: Path, model: Model, ids: list[int]) -> Floats:
 
 @pytest.fixture(scope="module")
 def _runtime_schema() -> Iterator[None]:
-    """ONNX Runtime has SimplifiedLayerNormalization in the standard's own domain, where onnx.checker knows no schema."""
+    """ONNX Runtime has SimplifiedLayerNormalization in the standard domain, where onnx.checker has no schema of it."""
     schema = onnx.defs.OpSchema(
         "SimplifiedLayerNormalization",
         "",
