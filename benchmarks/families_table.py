@@ -41,11 +41,11 @@ def _head() -> list[str]:
     return [
         "# Model families and how each was checked",
         "",
-        "Written by `make families` from the results of the tests, not by hand. A figure is the largest difference",
+        "Written by `make families` from what tests have recorded. A figure is the largest difference",
         "of logits (or vectors) from transformers in float32, relative to the largest where that is above 1; the worst",
         "over all variants of the family (tests/exporting/families.py: GQA, MQA and MHA, biases, tied heads, windows,",
         "scaled rotary embedding, …). The limit is 1e-4. Empty: the check does not apply or was not run.",
-        f"Last run on {platform.machine()}, Python {platform.python_version()}: {packages}.",
+        f"Written on {platform.machine()}, Python {platform.python_version()}: {packages}.",
         "",
     ]
 

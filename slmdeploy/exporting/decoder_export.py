@@ -16,15 +16,19 @@ from slmdeploy.errors import InputError, SlmdeployError, UnsupportedModelError
 from slmdeploy.exporting.adapters import Source
 from slmdeploy.exporting.graph_folder import check_vocabulary, copy_texts, write_runtime
 from slmdeploy.exporting.reading import read_spec
-from slmdeploy.exporting.spec import DecoderSpec, check_tensors, head_rows, located
+from slmdeploy.exporting.spec import (
+    PORTABLE_OPSETS,
+    STATIC_OPSET,
+    DecoderSpec,
+    check_tensors,
+    head_rows,
+    located,
+)
 from slmdeploy.progress import Progress
 
 if TYPE_CHECKING:
     from slmdeploy.exporting.parity import TorchSide
 
-STATIC_OPSET = 24
-"""From here on the portable dialect has a cache of fixed capacity."""
-_DEFAULT_OPSET = 21
 _UNPROVEN = {"parity": "not measured: exported with --no-parity"}
 _PARITY_MEASURE = "largest absolute difference of logits, divided by the largest logit of torch where that is above 1"
 
@@ -43,7 +47,7 @@ class DecoderSettings:
     @property
     def portable_opset(self) -> int | None:
         """The opset of the portable dialect; None for the other."""
-        return None if self.dialect == "ort" else self.opset or _DEFAULT_OPSET
+        return None if self.dialect == "ort" else self.opset or PORTABLE_OPSETS[0]
 
     @property
     def interface(self) -> str:

@@ -14,12 +14,12 @@ from slmdeploy.errors import InputError
 from slmdeploy.exporting.adapters import whole_checkpoint
 from slmdeploy.exporting.decoder_export import DecoderSettings, export_built, export_traced
 from slmdeploy.exporting.encoder import EncoderSettings, export_encoder
+from slmdeploy.exporting.spec import PORTABLE_OPSETS
 from slmdeploy.exporting.tasks import DECODER, check_names, choose
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
 
 DIALECTS = ("ort", "portable")
-OPSETS = (21, 23, 24)
 
 
 def export(
@@ -87,5 +87,5 @@ def _check_dialect(dialect: str, opset: int | None) -> None:
         return
     if dialect != "portable":
         raise InputError(f"opset = {opset}: only the dialect 'portable' has a choice of opset")
-    if opset not in OPSETS:
-        raise InputError(f"opset = {opset} is not known: choose from {', '.join(map(str, OPSETS))}")
+    if opset not in PORTABLE_OPSETS:
+        raise InputError(f"opset = {opset} is not known: choose from {', '.join(map(str, PORTABLE_OPSETS))}")

@@ -17,9 +17,8 @@ import onnx_ir as ir
 
 from slmdeploy.exporting.emitter import Emitter
 from slmdeploy.exporting.rotary import Rotary, Tables
-from slmdeploy.exporting.spec import DecoderSpec, LayerSpec
+from slmdeploy.exporting.spec import PORTABLE_OPSETS, STATIC_OPSET, DecoderSpec, LayerSpec
 
-OPSETS = (21, 23, 24)
 _IR_VERSIONS = {21: 10, 23: 11, 24: 12}
 _HIDDEN = np.float32(-3e4)
 """Far below every product, and still a number in float16, in which an engine may run the graph."""
@@ -34,9 +33,9 @@ class _Cache:
 
 
 class PortableDialect(Emitter):
-    """A graph of the `portable` dialect under construction; `opset` is one of OPSETS."""
+    """A graph of the `portable` dialect under construction; `opset` is one of PORTABLE_OPSETS."""
 
-    def __init__(self, spec: DecoderSpec, opset: int = 21) -> None:
+    def __init__(self, spec: DecoderSpec, opset: int = PORTABLE_OPSETS[0]) -> None:
         super().__init__(spec)
         self.opset = opset
         self.opsets = {"": opset}
@@ -50,7 +49,7 @@ class PortableDialect(Emitter):
     @property
     def static(self) -> bool:
         """Whether the cache is a buffer of fixed capacity."""
-        return self.opset >= 24
+        return self.opset >= STATIC_OPSET
 
     def begin(self) -> ir.Value:
         """Declare the inputs; returns input_ids.

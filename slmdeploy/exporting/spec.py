@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from slmdeploy.checkpoint import Weights
 from slmdeploy.errors import UnsupportedModelError
 
+PORTABLE_OPSETS = (21, 23, 24)
+"""Opsets of the portable dialect, the default first."""
+STATIC_OPSET = 24
+"""From here on the portable dialect has a cache of fixed capacity."""
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Flow = Literal["pre", "post", "sandwich", "parallel"]
 

@@ -18,7 +18,8 @@ from slmdeploy.errors import InputError
 from slmdeploy.exporting.decoder import build_decoder
 from slmdeploy.exporting.eager import EagerModel
 from slmdeploy.exporting.export import export
-from slmdeploy.exporting.portable import OPSETS, PortableDialect
+from slmdeploy.exporting.portable import PortableDialect
+from slmdeploy.exporting.spec import PORTABLE_OPSETS
 from slmdeploy.runtime.model import load
 from slmdeploy.specs import Profile
 from tests.exporting.conftest import Record
@@ -85,7 +86,7 @@ def write(reference: Reference, opset: int, folder: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*original_max_position_embeddings.*")
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", PORTABLE_OPSETS)
 def test_a_portable_graph_equals_torch(reference: Reference, opset: int, tmp_path: Path, record_check: Record) -> None:
     path = write(reference, opset, tmp_path)
     onnx.checker.check_model(path, full_check=True)
@@ -129,7 +130,7 @@ def test_onnx_reference_agrees(name: str, opset: int, tmp_path: Path) -> None:
     assert 0 < difference(reference.whole, logits) <= LIMIT
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", PORTABLE_OPSETS)
 def test_a_portable_folder_generates_what_the_other_dialect_does(opset: int, tmp_path: Path) -> None:
     write_case(CASES["llama-gqa"], tmp_path / "checkpoint")
     export(tmp_path / "checkpoint", out=tmp_path / "ort")
@@ -141,7 +142,7 @@ def test_a_portable_folder_generates_what_the_other_dialect_does(opset: int, tmp
     assert len(tokens[0]) > 20
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", PORTABLE_OPSETS)
 def test_a_portable_graph_is_quantised_as_the_other(opset: int, tmp_path: Path) -> None:
     write_case(CASES["llama-gqa"], tmp_path / "checkpoint")
     export(tmp_path / "checkpoint", out=tmp_path / "graph", dialect="portable", opset=opset)
