@@ -6,7 +6,7 @@ shared array of ones), runs, and the caller reads the row where it is: 3–4 µs
 A batch is one prefill without a past, because ONNX Runtime refuses several tokens behind a past when the batch is > 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,14 +94,32 @@ class Decoder:
         self.sequence += 1
         self.cache.truncate(0)
         self.reserve(ids.size)
+        self.run_prompt(ids, positions, rows, self.cache.bind)
+        self.cache.advance(ids.size)
+
+    def run_prompt(
+        self,
+        ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.float32],
+        bind_kv: Callable[[Binding], None],
+    ) -> None:
+        """Run the beginning of a sequence: its keys and values go into the buffers that `bind_kv` binds for one row.
+
+        Logits at `positions` go into `rows`, float32 [positions, vocab]. The one way in which prompts are computed,
+        for the sequence of this decoder and for those of a batch (batching.py).
+        """
         binding = Binding(self._session, self._path)
         binding.set_input("input_ids", as_value(ids.reshape(1, -1)))
-        binding.set_input("attention_mask", self._masks[ids.size])
+        binding.set_input("attention_mask", as_value(np.ones((1, ids.size), np.int64)))
         binding.set_input("logits_positions", as_value(positions))
         binding.set_output("logits", as_value(rows))
-        self.cache.bind(binding)
+        bind_kv(binding)
         binding.run()
-        self.cache.advance(ids.size)
+
+    def binding(self) -> Binding:
+        """A new binding of the session that steps run in, for steps of a batch."""
+        return Binding(self._session, self._path)
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
         """Append one token; the logits behind it, float32 [vocab], overwritten by the next call."""
