@@ -101,11 +101,17 @@ class SessionOptions(Spec):
 
 
 class Gate(Spec):
-    """Quality limits against the build's own fp32 graph: KL in nats per token, top-1 share, perplexity ratio."""
+    """Quality limits against the build's own fp32 graph.
+
+    Decoders: KL in nats per token, top-1 share, perplexity ratio. Encoders: the least cosine of a text's vectors, or
+    the largest difference of a logit (relative where logits are above 1) and ``min_top1`` as the share of equal labels.
+    """
 
     max_kl: Real = 0.02
     min_top1: Share = 0.9
     max_ppl_ratio: Real = 1.02
+    min_cosine: Share = 0.98
+    max_logit_difference: Real = 0.1
 
 
 class Profile(Spec):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slmdeploy.artifacts import Artifact, open_artifact, writing
+from slmdeploy.building.encoder_build import compile_encoder
 from slmdeploy.building.gate import (
     Comparison,
     Quality,
@@ -39,6 +40,7 @@ from slmdeploy.building.standard_graph import STANDARD
 from slmdeploy.errors import InputError
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.bundle import read_runtime
+from slmdeploy.runtime.encoder_config import is_encoder
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Profile, Target, Weights
 
@@ -69,14 +71,18 @@ def build(
     """
     check_requirements(profile, target)
     open_artifact(graph, "graph")
-    read_runtime(graph)  # refuses an encoder's
+    encodes = is_encoder(graph)
     plan = {"profile": profile.model_dump(mode="json"), "target": target.name if target else None}
     inputs = {"graph": graph} | ({"data": data} if data else {})
     with writing(out, kind="build", plan=plan, inputs=inputs, force=force) as draft:
-        result = _compile(graph, draft.path, profile, data, progress or SILENT)
-        draft.result |= _with_standard(draft.path, result)
-        if read_runtime(draft.path).tasks == ("score",):
-            keep_only_scoring(draft.path)
+        if encodes:
+            precision = precision_of(profile)
+            draft.result |= compile_encoder(graph, draft.path, profile, precision, data, progress or SILENT)
+        else:
+            result = _compile(graph, draft.path, profile, data, progress or SILENT)
+            draft.result |= _with_standard(draft.path, result)
+            if read_runtime(draft.path).tasks == ("score",):
+                keep_only_scoring(draft.path)
     return open_artifact(out, "build")
 
 

@@ -249,15 +249,20 @@ def _sample(reference: Model, length: int, seed: int) -> list[int]:
 
 
 def _records(reference: Model, data: Path) -> Iterator[list[int]]:
-    """Token ids of one record after another, tasks alternating; the parts of a record are encoded apart, as in use."""
+    """Token ids of one record after another; the parts of a record are encoded apart, as in use."""
+    for head, tail in read_pairs(data):
+        ids = list(reference.tokenizer.encode(head, add_special_tokens=True).ids)
+        yield ids + reference.tokenizer.encode(tail, add_special_tokens=False).ids
+
+
+def read_pairs(data: Path) -> Iterator[tuple[str, str]]:
+    """Head and tail of each record of the validation split, tasks alternating, in a seeded order."""
     files = [data / f"{task}.valid.jsonl" for task in _PARTS]
     texts = [_read(file, task) for file, task in zip(files, _PARTS, strict=True) if file.is_file()]
     for turn in range(max(map(len, texts), default=0)):
         for pairs in texts:
             if turn < len(pairs):
-                head, tail = pairs[turn]
-                ids = list(reference.tokenizer.encode(head, add_special_tokens=True).ids)
-                yield ids + reference.tokenizer.encode(tail, add_special_tokens=False).ids
+                yield pairs[turn]
 
 
 def _read(path: Path, task: str) -> list[tuple[str, str]]:

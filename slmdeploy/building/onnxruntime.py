@@ -132,20 +132,31 @@ def write_folder(
     The standard graph, if ``graph`` has one, is derived from ``model``; the scoring graph, if it has one, from
     ``scoring``, or from ``model`` itself where that is None.
     """
-    for file in sorted(graph.rglob("*")):
-        name = file.relative_to(graph).as_posix()
-        if file.is_file() and name not in (MODEL, DATA, SCORE, STANDARD, RUNTIME, MANIFEST):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / name)
-    runtime = json.loads((graph / RUNTIME).read_text(encoding="utf-8"))
-    runtime |= {"precision": precision, "session": session.model_dump(mode="json") | {"parallel_items": False}}
-    (folder / RUNTIME).write_text(json.dumps(runtime, indent=1) + "\n", encoding="utf-8")
+    copy_companions(graph, folder)
+    write_runtime(
+        graph, folder, precision=precision, session=session.model_dump(mode="json") | {"parallel_items": False}
+    )
     models = {MODEL: model}
     if (graph / STANDARD).is_file():
         models[STANDARD] = standard_variant(model)
     if (graph / SCORE).is_file():
         models[SCORE] = packed_variant(scoring or model, read_label_rows(graph / SCORE))
     write_models(models, folder)
+
+
+def copy_companions(graph: Path, folder: Path) -> None:
+    """Copy what stands in a graph folder beside its graphs: tokenizer, config, chat templates, sentence modules."""
+    for file in sorted(graph.rglob("*")):
+        name = file.relative_to(graph).as_posix()
+        if file.is_file() and name not in (MODEL, DATA, SCORE, STANDARD, RUNTIME, MANIFEST):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
+
+
+def write_runtime(graph: Path, folder: Path, **changes: object) -> None:
+    """The runtime.json of ``graph`` in ``folder``, with these keys changed."""
+    runtime = json.loads((graph / RUNTIME).read_text(encoding="utf-8")) | changes
+    (folder / RUNTIME).write_text(json.dumps(runtime, indent=1) + "\n", encoding="utf-8")
 
 
 def keep_only_scoring(folder: Path) -> None:

@@ -61,11 +61,12 @@ def plan_for(profile: Profile, model: ir.Model) -> dict[str, Weights]:
             "export it again, or use a profile whose scheme is fp32"
         )
     wanted = dict.fromkeys(linear, profile.weights)
-    wanted |= {EMBEDDING: _stored(profile.embedding), HEAD: _stored(profile.head)}
+    wanted |= {EMBEDDING: stored(profile.embedding), HEAD: stored(profile.head)}
     return {name: wanted[name] for name in names if wanted[name] != FP32}
 
 
-def _stored(storage: Storage) -> Weights:
+def stored(storage: Storage) -> Weights:
+    """The form of a table that is stored this way."""
     if storage.bits == 32:
         return FP32
     return Weights(scheme="weight-only", bits=storage.bits, block_size=storage.block_size)
