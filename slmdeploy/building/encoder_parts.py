@@ -63,7 +63,7 @@ def quantize(model: ir.Model, plan: Mapping[str, Weights]) -> None:
     """Change ``model`` in place: each part named in ``plan`` takes its form, and weights no longer read are removed."""
     if model.graph.opset_imports[""] < OPSET:
         convert_version(model, OPSET)
-    tokens = TokenQuantizer()
+    tokens = TokenQuantizer(model.graph)
     for name, node in linears(model).items():
         form = plan.get(name, FP32)
         weight = node.inputs[1]

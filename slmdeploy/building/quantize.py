@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from slmdeploy.building.blockwise import replace_gather, replace_matmul
 from slmdeploy.building.rewriting import remove_unused_initializers, weight_array
-from slmdeploy.building.w8a8 import TokenQuantizer
+from slmdeploy.building.w8a8 import TokenQuantizer, cut_in_two
 from slmdeploy.errors import InputError
 from slmdeploy.specs import Profile, Storage, Weights
 
@@ -79,11 +79,15 @@ def higher(form: Weights) -> Weights:
 
 def quantize(model: ir.Model, plan: Plan) -> None:
     """Change ``model`` in place: each part named in ``plan`` takes its form, and weights no longer read are removed."""
-    tokens = TokenQuantizer()
-    for name, node in parts(model).items():
-        form = plan.get(name, FP32)
-        if form.scheme != "fp32":
-            _replace(node, form, tokens)
+    forms = {
+        half: form
+        for name, node in parts(model).items()
+        if (form := plan.get(name, FP32)).scheme != "fp32"
+        for half in (cut_in_two(node) if form.scheme == "w8a8" else [node])
+    }
+    tokens = TokenQuantizer(model.graph)
+    for node, form in forms.items():
+        _replace(node, form, tokens)
     remove_unused_initializers(model.graph)
 
 

@@ -18,8 +18,9 @@ class Replacement:
     def __init__(self, node: ir.Node) -> None:
         graph = node.graph
         assert isinstance(graph, ir.Graph)
-        assert node.name
-        self._graph, self._node, self._name = graph, node, node.name
+        name = node.name or node.outputs[0].name
+        assert name, "a node without a name has an output with one"
+        self._graph, self._node, self._name = graph, node, name
 
     def constant(self, name: str, value: Constant, *, shared: bool = False) -> ir.Value:
         """An initializer of this node; a ``shared`` one belongs to the whole graph and is made once."""

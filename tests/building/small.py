@@ -48,14 +48,14 @@ def embedding(table: Array) -> ir.Model:
     return model_of([node], source, [weight])
 
 
-def run(model: ir.Model, x: Array) -> list[NDArray[np.float32]]:
-    """All outputs for this input."""
+def run(model: ir.Model, x: Array, **others: Array) -> list[NDArray[np.float32]]:
+    """All outputs for this input, and others by name."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     content = ir.to_proto(model).SerializeToString()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    outputs: list[NDArray[np.float32]] = session.run(None, {"x": x})
+    outputs: list[NDArray[np.float32]] = session.run(None, {"x": x} | others)
     return outputs
 
 

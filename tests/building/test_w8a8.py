@@ -7,7 +7,7 @@ import pytest
 from slmdeploy.building.quantize import quantize
 from slmdeploy.building.w8a8 import quantize_columns
 from slmdeploy.specs import Weights
-from tests.building.small import Array, linear, normal, relative_error, run
+from tests.building.small import Array, constant, linear, model_of, normal, relative_error, run
 
 W8A8 = Weights(scheme="w8a8", bits=8)
 
@@ -78,8 +78,71 @@ def test_rows_and_columns_of_zeros_stay_zero() -> None:
     assert found[0, :4].all()
 
 
-def test_no_rows_give_no_rows() -> None:
-    assert run(quantised(normal(64, 8)), normal(0, 64))[0].shape == (0, 8)
+def test_no_chosen_rows_give_no_rows() -> None:
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", 64]))
+    rows = ir.Value(name="logits_positions", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["chosen"]))
+    weight = constant("layer0.weight", normal(64, 8))
+    chosen = ir.node("Gather", [x, rows], name="choose")
+    node = ir.node("MatMul", [chosen.outputs[0], weight], name="layer0")
+    node.outputs[0].name, node.outputs[0].type = "y0", ir.TensorType(ir.DataType.FLOAT)
+    model = model_of([chosen, node], x, [weight])
+    model.graph.inputs.append(rows)
+    quantize(model, {"layer0": W8A8})
+    for positions in ([], [2, 0]):
+        (found,) = run(model, normal(3, 64), logits_positions=np.array(positions, np.int64))
+        assert found.shape == (len(positions), 8)
+
+
+def gated(weight: Array, down: Array) -> ir.Model:
+    """y0 = (sigmoid(gate) * up) @ down, where x @ weight has gate and up side by side, as decoders have them."""
+    source = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", weight.shape[0]]))
+    half = weight.shape[1] // 2
+    constants = [constant("layer0.weight", weight), constant("layer1.weight", down)]
+    constants.append(constant("sizes", np.array([half, half], np.int64)))
+    both = ir.node("MatMul", [source, constants[0]], name="layer0")
+    split = ir.node("Split", [both.outputs[0], constants[2]], attributes={"axis": -1}, num_outputs=2, name="split")
+    act = ir.node("Sigmoid", [split.outputs[0]], name="act")
+    product = ir.node("Mul", [act.outputs[0], split.outputs[1]], name="product")
+    node = ir.node("MatMul", [product.outputs[0], constants[1]], name="layer1")
+    node.outputs[0].name, node.outputs[0].type = "y0", ir.TensorType(ir.DataType.FLOAT)
+    for i, value in enumerate(split.outputs):
+        value.name = f"half{i}"
+    return model_of([both, split, act, product, node], source, constants)
+
+
+def test_a_gated_layer_is_cut_in_two_and_the_scale_of_up_waits() -> None:
+    weight, down = normal(64, 96) / 8, normal(48, 16, seed=1)
+    x = normal(7, 64, seed=2) * np.logspace(-2, 1, 7, dtype=np.float32)[:, None]
+    exact = run(gated(weight, down), x)[0]
+    both = gated(weight, down)
+    quantize(both, {"layer0": W8A8, "layer1": W8A8})
+    operators = [node.op_type for node in both.graph]
+    assert "Split" not in operators
+    assert operators.count("MatMulIntegerToFloat") == 3
+    readers = {node.op_type for node in both.graph for value in node.inputs if value and "half1" in str(value.name)}
+    assert readers == set(), "up is read under the name of its unscaled rows"
+    for found, row in zip(run(both, x)[0], exact, strict=True):
+        assert relative_error(found, row) < 0.03
+
+
+def test_a_scale_does_not_wait_where_another_reads_the_product() -> None:
+    weight, down = normal(64, 96) / 8, normal(48, 16, seed=1)
+    model = gated(weight, down)
+    product = next(node for node in model.graph if node.name == "product")
+    product.outputs[0].name, product.outputs[0].type = "y1", ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(product.outputs[0])
+    x = normal(5, 64, seed=3)
+    exact = run(model, x)
+    quantize(model, {"layer0": W8A8, "layer1": W8A8})
+    for found, expected in zip(run(model, x), exact, strict=True):
+        assert relative_error(found, expected) < 0.03
+
+
+def test_only_the_first_layer_quantised_keeps_its_scale() -> None:
+    model, x = gated(normal(64, 96) / 8, normal(48, 16, seed=1)), normal(5, 64, seed=3)
+    (exact,) = run(model, x)
+    quantize(model, {"layer0": W8A8})
+    assert relative_error(run(model, x)[0], exact) < 0.03
 
 
 def test_layers_that_read_the_same_value_share_its_quantised_rows() -> None:
