@@ -63,7 +63,7 @@ def _first_width(split: ir.Node, whole: int) -> int | None:
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
     """The one node that reads this value; None where there are several, none, or the value leaves the graph."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
@@ -116,7 +116,7 @@ class TokenQuantizer:
             first = new.constant("w8a8.first", np.array([0], np.int64), shared=True)
             largest = new.add("Gather", largest, first, axis=-1)
         steps = new.add("Mul", largest, level, name="steps")
-        # The blocked QuantizeLinear wants a zero point per step: steps over something huge, quantised, is 128 everywhere.
+        # The blocked QuantizeLinear wants a zero point per step: steps over something huge, quantised, give 128.
         zero_points = new.add("QuantizeLinear", steps, huge, zero_point, name="zero_points")
         rows = new.add("QuantizeLinear", source, steps, zero_points, axis=-1, block_size=width)
         return rows, steps if waiting is None else new.add("Mul", steps, waiting, name="all_steps")
