@@ -138,6 +138,7 @@ def parity_gate(model: Model) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             vocab_size=runtime.vocab_size,
             max_length=runtime.max_length,
             label_ids=runtime.score.label_ids if runtime.score else None,
+            batches=runtime.interface == "shared",
             limit=SELF_LIMIT,
         )
     )

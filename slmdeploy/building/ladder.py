@@ -1,10 +1,10 @@
 """The parity ladder: does one model give the same logits as another, in every way in which a graph can go wrong?
 
 Each rung drives both sides with the same random tokens: lengths 1 and odd, a prompt followed by 64 cached steps, a
-right-padded batch of unequal lengths, the last position of the longest context, and scores of candidates packed behind
-one prefix against one sequence each. Tokens are forced, so that one near-tie cannot send the two sides apart. Serves
-torch against the fp32 graph in export/, and that graph against a build. Knows nothing of either: it asks for token ids
-in, logits out.
+right-padded batch of unequal lengths, the last position of the longest context, sequences of unequal lengths decoded
+together, and scores of candidates packed behind one prefix against one sequence each. Tokens are forced, so that one
+near-tie cannot send the two sides apart. Serves torch against the fp32 graph in export/, and that graph against a
+build. Knows nothing of either: it asks for token ids in, logits out.
 """
 
 import math
@@ -24,6 +24,8 @@ SELF_LIMIT = 0.02
 (0.006 measured with MatMulNBits), while a misplaced token, mask or position is off by the logits' own size."""
 _PROMPT = 21
 _ROWS = (5, 1, 17, 12)
+_BATCH_STEPS = (4, 9, 3, 6)
+"""Steps of each row decoded together: rows leave at different times, and the last joins when the first has left."""
 _PREFIX, _ITEMS = 19, (4, 1, 7)
 
 
@@ -44,7 +46,12 @@ class Logits(Protocol):
 
 
 class Scores(Logits, Protocol):
-    """What can also score: label logits [items, labels] of items packed behind one prefix."""
+    """What can also score, label logits [items, labels] of items packed behind one prefix, and decode in batches."""
+
+    def batch_decode(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> Sequence[Floats]:
+        """Of each sequence, decoded together, the rows behind its prompt and each forced token [1 + tokens, vocab]."""
 
     def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Floats: ...
 
@@ -127,20 +134,26 @@ def climb(
     vocab_size: int,
     max_length: int,
     label_ids: Sequence[int] | None = None,
+    batches: bool = False,
     limit: float,
     seed: int = 0,
 ) -> Iterator[Rung]:
     """Every rung of the ladder as it is measured, whether or not an earlier one passed.
 
-    label_ids: the scorer's label tokens, None for a model that does not score. Lengths shrink to a context that is
-    shorter than they are.
+    label_ids: the scorer's label tokens, None for a model that does not score. batches: whether the candidate decodes
+    several sequences together. Lengths shrink to a context that is shorter than they are.
     """
-    for check in checks(vocab_size=vocab_size, max_length=max_length, label_ids=label_ids, seed=seed):
+    for check in checks(vocab_size=vocab_size, max_length=max_length, label_ids=label_ids, batches=batches, seed=seed):
         yield from check.rungs(check.reference(reference), check.candidate(candidate), limit)
 
 
 def checks(
-    *, vocab_size: int, max_length: int, label_ids: Sequence[int] | None = None, seed: int = 0
+    *,
+    vocab_size: int,
+    max_length: int,
+    label_ids: Sequence[int] | None = None,
+    batches: bool = False,
+    seed: int = 0,
 ) -> Iterator[Check]:
     """What `climb` asks, in its order, for callers that ask one side before the other."""
     draw = _Checks(vocab_size, max_length, np.random.default_rng(seed))
@@ -150,6 +163,8 @@ def checks(
         yield draw.steps()
         yield draw.batch()
         yield draw.longest()
+        if batches:
+            yield draw.batched_steps()
         if label_ids is not None:
             yield draw.scores(tuple(label_ids))
 
@@ -179,6 +194,21 @@ class _Checks:
         rows = [self._tokens(min(length, self.max_length)) for length in _ROWS]
         lengths = ", ".join(str(len(row)) for row in rows)
         return _alike(f"right-padded batch of {lengths}", lambda model: np.stack(model.batch_logits(rows)))
+
+    def batched_steps(self) -> Check:
+        steps = [min(count, self.max_length - 1) for count in _BATCH_STEPS]
+        prompts = [self._tokens(min(length, self.max_length - n)) for length, n in zip(_ROWS, steps, strict=True)]
+        tokens = [self._tokens(count) for count in steps]
+
+        def apart(model: Logits) -> Floats:
+            return np.concatenate([_teacher_forced(model, *pair) for pair in zip(prompts, tokens, strict=True)])
+
+        lengths = ", ".join(str(len(prompt)) for prompt in prompts)
+        return Check(
+            ((f"decoded together behind {lengths}", slice(None)),),
+            apart,
+            lambda model: np.concatenate(model.batch_decode(prompts, tokens)),
+        )
 
     def longest(self) -> Check:
         length = min(self.max_length, LONGEST)

@@ -57,8 +57,8 @@ class OrtDialect(Emitter):
         """From the mask [B, T]: each row's index of its last token, int32 [B], and the width T, int32 scalar."""
         one = self.constant("attention_mask.one", np.int64(1))
         axis = self.constant("attention_mask.axis", np.array([1], np.int64))
-        counts = self.op("ReduceSum", "attention_mask.counts", self._mask, axis, keepdims=0)
-        last = self.op("Sub", "attention_mask.last", counts, one)
+        self._counts = self.op("ReduceSum", "attention_mask.counts", self._mask, axis, keepdims=0)
+        last = self.op("Sub", "attention_mask.last", self._counts, one)
         width = self.op("Shape", "attention_mask.width", self._mask, start=1, end=2)
         self._width = self.op("Squeeze", "attention_mask.width_scalar", width)
         as_int32 = [
@@ -67,16 +67,20 @@ class OrtDialect(Emitter):
         return as_int32[0], as_int32[1]
 
     def positions(self) -> ir.Value:
-        """Positions int64 [B, S]: the last S of the mask's width, as rows are padded on the right."""
+        """Positions int64 [B, S]: those of the last S tokens that each row's mask counts, from 0 in a first call.
+
+        Rows of unequal lengths come padded on the right in a first call, whose positions are all 0 to S - 1, and in
+        steps of one token, each at the end of its own row.
+        """
         if self._position_ids is None:
-            shape = self.op("Shape", "positions.shape", self._ids)
-            length = self.op(
-                "Squeeze", "positions.length", self.op("Shape", "positions.size", self._ids, start=1, end=2)
-            )
-            one = self.constant("attention_mask.one", np.int64(1))
-            first = self.op("Sub", "positions.first", self._width, length)
-            line = self.op("Range", "positions.range", first, self._width, one)
-            self._position_ids = self.op("Expand", "positions", line, shape)
+            size = self.op("Shape", "positions.size", self._ids, start=1, end=2)
+            length = self.op("Squeeze", "positions.length", size)
+            zero, one = (self.constant(f"attention_mask.{name}", np.int64(n)) for name, n in (("zero", 0), ("one", 1)))
+            past = self.op("Max", "positions.past", self.op("Sub", "positions.before", self._counts, length), zero)
+            axis = self.constant("attention_mask.axis", np.array([1], np.int64))
+            first = self.op("Unsqueeze", "positions.first", past, axis)
+            line = self.op("Range", "positions.range", zero, length, one)
+            self._position_ids = self.op("Add", "positions", first, line)
         return self._position_ids
 
     def _tables(self, index: int) -> Tables:

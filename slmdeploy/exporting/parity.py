@@ -33,7 +33,8 @@ def measure(checkpoint: Path, graph: Path, progress: Progress, torch_side: Torch
     """Every rung between a checkpoint in torch and a graph folder, which needs no manifest yet."""
     config = read_runtime(graph)
     labels = config.score.label_ids if config.score else None
-    asked = list(checks(vocab_size=config.vocab_size, max_length=config.max_length, label_ids=labels))
+    batches = config.interface == "shared"
+    asked = list(checks(vocab_size=config.vocab_size, max_length=config.max_length, label_ids=labels, batches=batches))
     progress.start("run torch", len(asked), "checks")
     expected = []
     reference = torch_side(checkpoint, max_length=config.max_length)
@@ -69,6 +70,11 @@ class _Graphs:
 
     def batch_logits(self, rows: Sequence[Sequence[int]]) -> Sequence[Floats]:
         return self._open("generate").batch_logits(rows)
+
+    def batch_decode(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> Sequence[Floats]:
+        return self._open("generate").batch_decode(prompts, continuations)
 
     def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Floats:
         return self._open("score").score_ids(prefix_ids, item_ids)

@@ -15,11 +15,16 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from . import decoding, scoring, standard, static
+from .batch_generation import ForcedSequence, TextSequence, TokenSequence, run_batch
+from .batching import BatchDecoder
 from .bundle import RUNTIME, RuntimeConfig, read_runnable, read_runtime, require_listed, thread_count
 from .chat import ChatTemplates, Message
 from .errors import InputError
 from .generation import Completion, Settings, TextOptions, TextRun, TokenOptions, token_stream
 from .text import TOKENIZER, TextCodec, load_tokenizer
+
+BATCH_SLOTS = 8
+"""Sequences decoded together where the caller says nothing: beyond, most CPUs compute more than they read."""
 
 
 def load(path: Path | str, *, threads: int | None = None, verify: bool = True) -> "Model":
@@ -122,6 +127,40 @@ class Model:
         """
         return token_stream(self._decoder, self._ids(prompt_ids), Settings(**options))
 
+    def generate_batch(
+        self, prompts: Sequence[str], *, slots: int = BATCH_SLOTS, **options: Unpack[TextOptions]
+    ) -> list[Completion]:
+        """Continue several prompts, up to `slots` of them together; each gets what `generate` alone would give it.
+
+        That holds to the rounding of kernels, which may differ between one row and several. Raises InputError as
+        `generate` does, before anything runs, and for a graph whose interface knows no batches.
+        """
+        if isinstance(prompts, str):
+            raise InputError("prompts must be a list of strings, not one string.")
+        decoder, settings = self._batch_decoder(slots), Settings(**options)
+        ids = [self._codec.prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+        sequences = [TextSequence(self._codec, prompt, self.runtime, settings) for prompt in ids]
+        run_batch(decoder, sequences)
+        return [sequence.completion() for sequence in sequences]
+
+    def generate_batch_ids(
+        self, prompts: Sequence[Sequence[int]], *, slots: int = BATCH_SLOTS, **options: Unpack[TokenOptions]
+    ) -> list[list[int]]:
+        """The tokens behind each prompt, as `generate_ids` gives them for one; see `generate_batch`."""
+        decoder, settings = self._batch_decoder(slots), Settings(**options)
+        sequences = [TokenSequence(self._ids(prompt), self.runtime, settings) for prompt in prompts]
+        run_batch(decoder, sequences)
+        return [sequence.token_ids for sequence in sequences]
+
+    def _batch_decoder(self, slots: int) -> BatchDecoder:
+        decoder = self._decoder
+        if not isinstance(decoder, decoding.Decoder):
+            raise InputError(
+                f"{self.path} has the {self.runtime.interface} interface, which decodes one sequence at a time: export "
+                "it with --dialect ort to decode batches."
+            )
+        return BatchDecoder(decoder, slots)
+
     def _ids(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
         return decoding.token_array(ids, self.runtime.vocab_size)
 
@@ -161,3 +200,15 @@ class Model:
         if not rows:
             raise InputError("There are no rows: give at least one.")
         return self._decoder.batch([self._ids(row) for row in rows])
+
+    def batch_decode(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Of each prompt the logits behind it and behind each given token, float32 [1 + tokens, vocab]. For checks.
+
+        Decoded together in one place fewer than there are prompts, so that one has to join while others run.
+        """
+        pairs = zip(prompts, continuations, strict=True)
+        sequences = [ForcedSequence(self._ids(prompt), self._ids(tokens)) for prompt, tokens in pairs]
+        run_batch(self._batch_decoder(max(1, len(sequences) - 1)), sequences)
+        return [np.stack(sequence.rows) for sequence in sequences]

@@ -37,13 +37,23 @@ class Toy:
     def batch_logits(self, rows: Sequence[Sequence[int]]) -> list[Floats]:
         return [self.row(row, "batch") for row in rows]
 
+    def batch_decode(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[Floats]:
+        pairs = zip(prompts, continuations, strict=True)
+        return [
+            np.stack([self.row([*prompt, *tokens[:n]], "together") for n in range(len(tokens) + 1)])
+            for prompt, tokens in pairs
+        ]
+
     def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Floats:
         return np.stack([self.row([*prefix_ids, *item], "score")[list(LABELS)] for item in item_ids])
 
 
-def ladder(candidate: Toy, *, max_length: int = 200, labels: Sequence[int] | None = LABELS) -> list[Rung]:
+def ladder(
+    candidate: Toy, *, max_length: int = 200, labels: Sequence[int] | None = LABELS, batches: bool = True
+) -> list[Rung]:
     reference = Toy(scale=candidate.scale)
-    return list(climb(reference, candidate, vocab_size=VOCAB, max_length=max_length, label_ids=labels, limit=1e-4))
+    limits = {"label_ids": labels, "batches": batches, "limit": 1e-4}
+    return list(climb(reference, candidate, vocab_size=VOCAB, max_length=max_length, **limits))
 
 
 def test_equal_models_pass_every_rung() -> None:
@@ -55,6 +65,7 @@ def test_equal_models_pass_every_rung() -> None:
         "64 decode steps",
         "right-padded batch of 5, 1, 17, 12",
         "maximum length 200",
+        "decoded together behind 5, 1, 17, 12",
         "3 items packed, one by one in the reference",
     ]
     assert all(rung.passed and rung.difference == 0 for rung in rungs)
@@ -67,7 +78,8 @@ def test_equal_models_pass_every_rung() -> None:
         ("prefill", {2, 5}),
         ("decode", {3, 5}),
         ("batch", {4}),
-        ("score", {6}),
+        ("together", {6}),
+        ("score", {7}),
     ],
 )
 def test_a_fault_fails_its_rungs_and_no_others(broken: str, failing: set[int]) -> None:
@@ -98,6 +110,12 @@ def test_a_short_context_shortens_the_rungs(max_length: int, steps: str) -> None
 
 def test_a_context_of_one_token_and_no_scores() -> None:
     assert [rung.name for rung in ladder(Toy(), max_length=1, labels=None)] == ["all logits, length 1"]
+
+
+def test_a_model_that_decodes_one_sequence_at_a_time_has_no_rung_for_more() -> None:
+    names = [rung.name for rung in ladder(Toy(), batches=False)]
+    assert len(names) == 7
+    assert not any("together" in name for name in names)
 
 
 def test_a_model_against_itself_alone_finds_faults_of_caching_only() -> None:

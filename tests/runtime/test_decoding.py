@@ -1,5 +1,7 @@
 """The KV cache and the decoder: steps, batches and growth give what one prefill over everything gives."""
 
+import gc
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.decoding import Decoder, token_array
 from slmdeploy.runtime.errors import InputError
 from slmdeploy.runtime.kv import KvCache
-from slmdeploy.runtime.model import Model
+from slmdeploy.runtime.model import Model, load
+from tests.graphs import write_tiny_graph
 
 IDS = [0, 5, 60, 7, 111, 9, 10, 33, 4]
 
@@ -96,3 +99,23 @@ def test_a_cache_grows_by_doubling_up_to_the_context(tiny: Path, monkeypatch: py
     assert cache.length == 4
     with pytest.raises(AssertionError, match="behind the end"):
         cache.advance(61)
+
+
+def test_greedy_steps_keep_no_memory(tmp_path: Path) -> None:
+    """Whatever Python allocates for a step is small and freed when the step ends."""
+    folder = write_tiny_graph(tmp_path / "tiny", max_length=1024, vocab=2048)
+    stream = load(folder, threads=1).generate_ids([1, 2, 3], max_new_tokens=1000, ignore_eos=True)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(200):  # fills what numpy, pybind11 and tracemalloc itself keep for reuse
+            next(stream)
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(300):
+            next(stream)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 300, "less than a byte a step stays"
+    assert peak - before < 2000, "neither a row of logits nor a mask is made anew"

@@ -1,0 +1,130 @@
+"""Sequences decoded together: each gets what it gets alone, whenever others join, leave, grow or move."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slmdeploy.runtime import slots
+from slmdeploy.runtime.batching import BatchDecoder
+from slmdeploy.runtime.bundle import read_runtime
+from slmdeploy.runtime.decoding import Decoder
+from slmdeploy.runtime.errors import InputError
+from slmdeploy.runtime.model import Model
+from slmdeploy.runtime.slots import SlotCache
+
+PROMPTS = [[0, 5, 60, 7, 111], [9], [10, 33, 4, 8, 8, 21, 90, 14, 3, 2, 77], [44, 45], [6, 7, 8, 200], [100] * 20]
+
+
+def batch(folder: Path, size: int) -> BatchDecoder:
+    return BatchDecoder(Decoder(folder, read_runtime(folder), threads=1), size)
+
+
+def test_a_step_over_unequal_lengths_equals_each_sequence_alone(tiny: Path, model: Model) -> None:
+    decoder = batch(tiny, 6)
+    behind_prompts = [decoder.admit(np.array(prompt)).copy() for prompt in PROMPTS]
+    tokens = np.arange(6) + 30
+    behind_tokens = decoder.step(tokens)
+    for i, prompt in enumerate(PROMPTS):
+        assert np.abs(behind_prompts[i] - model.prefill(prompt)).max() < 1e-5
+        assert np.abs(behind_tokens[i] - model.decode(int(tokens[i]))).max() < 1e-5
+
+
+def test_sequences_join_leave_and_move_while_others_go_on(tiny: Path, model: Model) -> None:
+    decoder = batch(tiny, 3)
+    ids = [list(prompt) for prompt in PROMPTS[:3]]
+    for prompt in ids:
+        decoder.admit(np.array(prompt))
+
+    def step_and_compare() -> None:
+        tokens = np.arange(len(ids)) + 50 + len(ids[0])
+        logits = decoder.step(tokens)
+        for row, token in enumerate(tokens):
+            ids[row].append(int(token))
+            assert np.abs(logits[row] - model.logits(ids[row])[-1]).max() < 1e-5
+
+    step_and_compare()
+    decoder.release(0)  # the last row moves into the first
+    ids[0] = ids.pop()
+    step_and_compare()
+    decoder.admit(np.array(PROMPTS[5]))
+    ids.append(list(PROMPTS[5]))
+    step_and_compare()
+    decoder.release(2)
+    ids.pop()
+    step_and_compare()
+    assert decoder.used == 2
+
+
+def test_a_batch_that_outgrows_its_buffers_keeps_what_they_hold(
+    tiny: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "_SMALLEST", 4)
+    decoder = batch(tiny, 2)
+    ids = [[1, 2, 3], [9]]
+    for prompt in ids:
+        decoder.admit(np.array(prompt))
+    assert decoder.cache.capacity == 4
+    for token in range(40, 50):
+        logits = decoder.step(np.array([token, token + 1]))
+        ids = [[*ids[0], token], [*ids[1], token + 1]]
+    assert decoder.cache.capacity == 16
+    assert decoder.cache.size_bytes == 2 * 2 * (2 + 1) * 16 * 16 * 4
+    for row in range(2):
+        assert np.abs(logits[row] - model.logits(ids[row])[-1]).max() < 1e-5
+
+
+def test_it_leaves_the_decoders_own_sequence_alone(tiny: Path, model: Model) -> None:
+    decoder = Decoder(tiny, read_runtime(tiny), threads=1)
+    decoder.prefill(np.array([1, 2, 3]))
+    together = BatchDecoder(decoder, 2)
+    together.admit(np.array([7, 7, 7, 7]))
+    together.step(np.array([8]))
+    assert np.abs(decoder.step(4) - model.logits([1, 2, 3, 4])[-1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 16])
+def test_generated_tokens_are_those_of_each_prompt_alone(model: Model, size: int) -> None:
+    alone = [list(model.generate_ids(prompt, max_new_tokens=9 + i)) for i, prompt in enumerate(PROMPTS)]
+    same_room = [tokens[:9] for tokens in alone]
+    assert model.generate_batch_ids(PROMPTS, slots=size, max_new_tokens=9) == same_room
+
+
+def test_sampling_is_seeded_as_alone(model: Model) -> None:
+    options = {"max_new_tokens": 8, "temperature": 0.9, "top_p": 0.95, "seed": 5, "ignore_eos": True}
+    alone = [list(model.generate_ids(prompt, **options)) for prompt in PROMPTS]
+    assert model.generate_batch_ids(PROMPTS, slots=3, **options) == alone
+
+
+def test_text_ends_at_stop_strings_and_says_why(model: Model) -> None:
+    prompts = ["def f", "a", "some longer text"]
+    whole = [model.generate(prompt, max_new_tokens=12) for prompt in prompts]
+    assert model.generate_batch(prompts, slots=2, max_new_tokens=12) == whole
+    stop = whole[0].text[2:4]
+    stopped = [model.generate(prompt, max_new_tokens=12, stop=[stop]) for prompt in prompts]
+    assert stopped[0].finish_reason == "stop"
+    assert model.generate_batch(prompts, slots=2, max_new_tokens=12, stop=[stop]) == stopped
+
+
+def test_a_sequence_ends_at_the_end_of_the_context_and_at_end_tokens(model: Model) -> None:
+    longest = [3] * 60
+    assert len(model.generate_batch_ids([longest, [5]], max_new_tokens=30, ignore_eos=True)[0]) == 4
+    assert model.generate_batch([], max_new_tokens=3) == []
+
+
+def test_what_cannot_run_is_refused_before_anything_runs(model: Model) -> None:
+    with pytest.raises(InputError, match="The prompt has 64 tokens, but the context of this model holds 64"):
+        model.generate_batch_ids([[1], [2] * 64])
+    with pytest.raises(InputError, match="room for at least 1 sequence, not 0"):
+        model.generate_batch_ids([[1]], slots=0)
+    with pytest.raises(InputError, match="a list of strings, not one string"):
+        model.generate_batch("text")
+    with pytest.raises(InputError, match="65 tokens are needed"):
+        SlotCache(model.runtime, 2).reserve(65)
+
+
+def test_forced_tokens_for_checks(model: Model) -> None:
+    prompts, tokens = PROMPTS[:3], [[5], [6, 7, 8], [9, 10]]
+    for prompt, forced, rows in zip(prompts, tokens, model.batch_decode(prompts, tokens), strict=True):
+        expected = model.logits([*prompt, *forced])[len(prompt) - 1 :]
+        assert np.abs(rows - expected).max() < 1e-5
