@@ -85,7 +85,11 @@ class OrtDialect(Emitter):
 
     def _tables(self, index: int) -> Tables:
         if index not in self._rotations:
-            self._rotations[index] = Rotary(self, self._width).tables(index, self.spec.ropes[index])
+            rope, length = self.spec.ropes[index], self._width
+            if rope.changes_within(self.spec.max_length):  # by each row's own length, so that a batch is exact
+                axis = self.constant("attention_mask.axis", np.array([1], np.int64))
+                length = self.op("Unsqueeze", f"rope.{index}.row_lengths", self._counts, axis)
+            self._rotations[index] = Rotary(self, length).tables(index, rope)
         return self._rotations[index]
 
     def norm(self, name: str, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:

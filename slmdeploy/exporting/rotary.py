@@ -32,7 +32,8 @@ class Tables:
 class Rotary:
     """Emits the tables of a spec's ropes.
 
-    length: tokens of the whole sequence, int64 scalar. Positions are the emitter's own, int64 [B, S].
+    length: tokens of the whole sequence, int64 scalar or, where rows may differ, [B, 1]. Positions are the emitter's
+    own, int64 [B, S].
     """
 
     def __init__(self, emit: Emitter, length: ir.Value) -> None:
@@ -67,12 +68,12 @@ class Rotary:
     def _computed(self, name: str, rope: Rope) -> Tables:
         """A row for each token of this call, by a base that grows with the sequence (bloc97 and emozilla 2023)."""
         emit = self.emit
-        periods = self._periods(name, rope)
-        flat = emit.op(
-            "Reshape", f"{name}.flat", self.emit.positions(), emit.constant("rope.column", np.array([-1, 1], np.int64))
-        )
-        column = emit.op("Cast", f"{name}.column", flat, to=int(ir.DataType.FLOAT))
-        angles = emit.op("Div", f"{name}.angles", column, periods)
+        last = emit.constant("rope.last_axis", np.array([-1], np.int64))
+        periods = self._periods(name, rope, emit.op("Unsqueeze", f"{name}.lengths", self.length, last))
+        column = emit.op("Unsqueeze", f"{name}.positions", self.emit.positions(), last)
+        column = emit.op("Cast", f"{name}.column", column, to=int(ir.DataType.FLOAT))
+        flat = emit.constant(f"{name}.flat", np.array([-1, rope.dims // 2], np.int64))
+        angles = emit.op("Reshape", f"{name}.angles", emit.op("Div", f"{name}.turns", column, periods), flat)
         count = emit.op("Size", f"{name}.count", self.emit.positions())
         zero, one = (emit.constant(f"rope.{label}", np.int64(n)) for label, n in (("zero", 0), ("one", 1)))
         line = emit.op("Range", f"{name}.line", zero, count, one)
@@ -80,15 +81,18 @@ class Rotary:
         cos, sin = (emit.op(kind, f"{name}.{kind.lower()}", angles) for kind in ("Cos", "Sin"))
         return Tables(cos, sin, rope.dims, rows)
 
-    def _periods(self, name: str, rope: Rope) -> ir.Value:
-        """Positions per radian [dims / 2], by the base theta (factor n / original - (factor - 1)) ^ (d / (d - 2))."""
+    def _periods(self, name: str, rope: Rope, tokens: ir.Value) -> ir.Value:
+        """Positions per radian [dims / 2] or [B, 1, dims / 2], by the number n of `tokens`, [1] or [B, 1, 1].
+
+        They are powers of the base theta (factor n / original - (factor - 1)) ^ (d / (d - 2)).
+        """
         emit, factor = self.emit, dict(rope.parameters)["factor"]
         assert isinstance(factor, float)
 
         def number(label: str, value: float) -> ir.Value:
             return emit.constant(f"{name}.{label}", np.float32(value))
 
-        length = emit.op("Cast", f"{name}.length", self.length, to=int(ir.DataType.FLOAT))
+        length = emit.op("Cast", f"{name}.length", tokens, to=int(ir.DataType.FLOAT))
         seen = emit.op("Max", f"{name}.seen", length, number("original", rope.original))
         stretched = emit.op("Mul", f"{name}.stretched", seen, number("ratio", factor / rope.original))
         grown = emit.op("Sub", f"{name}.grown", stretched, number("less", factor - 1))

@@ -103,6 +103,18 @@ def test_a_family_equals_torch(name: str, tmp_path: Path, record_check: Record) 
     assert max(found.values()) > 0, "the two sides are the same object"
 
 
+@pytest.mark.parametrize("name", ["llama-dynamic", "phi3-longrope"])
+def test_rows_of_a_batch_turn_by_their_own_lengths(name: str, tmp_path: Path) -> None:
+    """Where frequencies depend on the length, a neighbour beyond the original context changes nothing for a row."""
+    checkpoint_and_graph(CASES[name], tmp_path)
+    model = load(tmp_path / "graph")
+    ids = [int(token) for token in np.random.default_rng(4).integers(0, 272, 80)]
+    prompts, tokens = [ids[:70], ids[:10], ids[3:49]], [ids[70:74], ids[10:16], ids[49:52]]
+    for prompt, forced, found in zip(prompts, tokens, model.batch_decode(prompts, tokens), strict=True):
+        alone = [model.prefill(prompt), *(model.decode(token) for token in forced)]
+        assert difference(np.stack(alone), found) <= LIMIT
+
+
 def test_every_row_of_the_table_has_a_case() -> None:
     covered = {Path(case.config).stem.removesuffix("Config").removesuffix("Text") for case in CASES.values()}
     named = {name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in FAMILIES}
