@@ -117,17 +117,21 @@ class Gate(Spec):
 class Profile(Spec):
     """How to build: engine, precision, quantisation scheme, session options, and what it requires of a target.
 
-    ``scoring`` is the form of the linear layers in the scoring graph, where it is another than ``weights``.
+    ``prefill`` and ``scoring`` are the forms of the linear layers in graphs of their own, for prompts and for scores,
+    where those are others than ``weights``: phases have different bottlenecks.
+    ``prepacked`` stores weights in the engine's own layout too, so that processes share them (building/prepacking.py).
     """
 
     name: str
     summary: str
     engine: Literal["onnxruntime"]
     weights: Weights
+    prefill: Weights | None = None
     scoring: Weights | None = None
     embedding: Storage = Storage()
     head: Storage = Storage()
     requires: Requires = Requires()
+    prepacked: bool = False
     session: SessionOptions = SessionOptions()
     gate: Gate = Gate()
 

@@ -5,7 +5,7 @@
 
 Every step's outcome goes into the manifest's result: forms, layers kept and why, quality, speed, gates. A build outside
 its gate is still written, with ``passed`` false, so that its figures can be looked at; selection refuses it. Knows the
-order of things and no arithmetic: that is in w8a8.py, blockwise.py and gate.py.
+order of things and no arithmetic: that is in w8a8.py, blockwise.py and gate.py. A form for each phase: phases.py.
 """
 
 import tempfile
@@ -14,30 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from slmdeploy.artifacts import Artifact, open_artifact, writing
+from slmdeploy.building.chunks import choose_chunk
 from slmdeploy.building.encoder_build import compile_encoder
 from slmdeploy.building.gate import (
     Comparison,
     Quality,
     judge,
     parity_gate,
-    same_scores_gate,
-    sequences_for,
     speed_gate,
     standard_gate,
 )
 from slmdeploy.building.lanes import choose_lanes
 from slmdeploy.building.onnxruntime import (
-    SCORE,
     check_requirements,
     keep_only_scoring,
     open_build,
-    open_folder,
     read_model,
     write_folder,
 )
+from slmdeploy.building.phases import STEPS, compile_phases, of_one_form, phases_of, precision_of
+from slmdeploy.building.prepacking import prepack
 from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
+from slmdeploy.building.reference import Reference
 from slmdeploy.building.standard_graph import STANDARD
-from slmdeploy.errors import InputError
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.encoder_config import is_encoder
@@ -64,10 +63,10 @@ def build(
     """Compile the graph folder ``graph`` under ``profile`` for ``target`` (None: this machine) and write it to ``out``.
 
     ``data`` is a folder whose validation split the quality gate runs on; without it the fp32 graph writes its own text.
-    The result has ``passed``, ``gates``, ``quality``, ``parity``, ``speed``, ``scoring``, ``parts``, ``kept``:
-    docs/quantisation.md. Raises InputError when the target lacks what the profile requires, the graph has nothing to
-    quantise or the data nothing to measure on, CorruptArtifactError for a damaged graph, OutputExistsError, and
-    GateError when the result is no valid model.
+    The result has ``passed``, ``gates``, ``quality``, ``parity``, ``speed``, ``scoring``, ``prefill``, ``parts``,
+    ``kept``, and ``forms`` where phases have forms of their own: docs/quantisation.md. Raises InputError when the
+    target lacks what the profile requires, the graph has nothing to quantise or the data nothing to measure on,
+    CorruptArtifactError for a damaged graph, OutputExistsError, and GateError when the result is no valid model.
     """
     check_requirements(profile, target)
     open_artifact(graph, "graph")
@@ -76,13 +75,15 @@ def build(
     inputs = {"graph": graph} | ({"data": data} if data else {})
     with writing(out, kind="build", plan=plan, inputs=inputs, force=force) as draft:
         if encodes:
-            precision = precision_of(profile)
+            precision = precision_of({STEPS: profile.weights})
             draft.result |= compile_encoder(graph, draft.path, profile, precision, data, progress or SILENT)
         else:
             result = _compile(graph, draft.path, profile, data, progress or SILENT)
             draft.result |= _with_standard(draft.path, result)
             if read_runtime(draft.path).tasks == ("score",):
                 keep_only_scoring(draft.path)
+        if profile.prepacked:
+            draft.result["prepacked"] = prepack(draft.path)
     return open_artifact(out, "build")
 
 
@@ -101,7 +102,7 @@ class _Bench:
         """The graph under ``plan`` in ``folder``, opened; nothing of an earlier one is left there."""
         model = read_model(self.graph)
         quantize(model, plan)
-        precision = precision_of(self.profile)
+        precision = precision_of({STEPS: self.profile.weights})
         write_folder(model, self.graph, folder, precision=precision, session=self.profile.session)
         return open_build(folder, self.profile)
 
@@ -122,18 +123,16 @@ class _Bench:
         )
 
 
-def precision_of(profile: Profile) -> str:
-    """The words for the profile's precision in runtime.json and reports: fp32, w8a8, int8, int4, or int8+w8a8."""
-    forms = [form for form in (profile.weights, profile.scoring) if form is not None]
-    return "+".join(f"int{form.bits}" if form.scheme == "weight-only" else form.scheme for form in forms)
-
-
 def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, progress: Progress) -> dict[str, Any]:
-    if profile.scoring is None:
-        return _compile_form(graph, folder, profile, data, progress)
-    if not (graph / SCORE).is_file():
-        raise InputError(f"profile {profile.name!r} has a form of its own for scoring, and {graph} has no task score")
-    return _compile_split(graph, folder, profile, data, progress)
+    reference = Reference(graph, data)
+
+    def compile_form(reference: Reference, folder: Path, profile: Profile) -> dict[str, Any]:
+        return _compile_form(reference, folder, profile, progress)
+
+    forms = phases_of(profile, read_runtime(graph).tasks)
+    if len(forms) == 1:
+        return compile_form(reference, folder, of_one_form(profile, *forms.values()))
+    return compile_phases(reference, folder, profile, forms, compile_form)
 
 
 def _with_standard(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -149,49 +148,17 @@ def _with_standard(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _compile_split(
-    graph: Path, folder: Path, profile: Profile, data: Path | None, progress: Progress
-) -> dict[str, Any]:
-    """Each form is a build of its own with its own gates; then one folder takes a graph of each and shares the rest."""
-    assert profile.scoring is not None
-    forms = {"generating": profile.weights, "scoring": profile.scoring}
-    with tempfile.TemporaryDirectory(prefix="slmdeploy-build-") as scratch:
-        results = {}
-        for name, form in forms.items():
-            (Path(scratch) / name).mkdir()
-            alone = profile.model_copy(update={"weights": form, "scoring": None})
-            results[name] = _compile_form(graph, Path(scratch) / name, alone, data, progress)
-        model, scoring = (read_model(Path(scratch) / name) for name in forms)
-        precision = precision_of(profile)
-        write_folder(model, graph, folder, precision=precision, session=profile.session, scoring=scoring)
-        whole, apart = open_build(folder, profile), open_folder(Path(scratch) / "scoring")
-        split_gate = same_scores_gate(apart, whole)
-    generating, scoring_result = results["generating"], results["scoring"]
-    gates = generating["gates"] | {f"scoring {name}": gate for name, gate in scoring_result["gates"].items()}
-    gates["split"] = split_gate
-    # A form that leaves the graph as it is has no speed to compare.
-    unchanged = {"prefill_ratio": None, "decode_ratio": None, "score_ratio": None}
-    speeds = [result["speed"] or unchanged for result in (generating, scoring_result)]
-    speed = speeds[0] | {"score_ratio": speeds[1]["score_ratio"]}
-    return generating | {
-        "passed": all(gate["passed"] for gate in gates.values()),
-        "gates": gates,
-        "speed": speed,
-        "scoring": choose_lanes(whole, folder),
-        "scoring_form": {name: scoring_result[name] for name in ("quality", "parity", "parts", "kept")},
-    }
-
-
-def _compile_form(graph: Path, folder: Path, profile: Profile, data: Path | None, progress: Progress) -> dict[str, Any]:
-    source = read_model(graph)
+def _compile_form(reference: Reference, folder: Path, profile: Profile, progress: Progress) -> dict[str, Any]:
+    """A build whose phases all have the form ``profile.weights``."""
+    source = read_model(reference.graph)
     plan = plan_for(profile, source)
-    reference = open_folder(graph)
     if not plan:
-        write_folder(source, graph, folder, precision=precision_of(profile), session=profile.session)
+        precision = precision_of({STEPS: profile.weights})
+        write_folder(source, reference.graph, folder, precision=precision, session=profile.session)
         model = open_build(folder, profile)
-        return _as_it_is(profile, model) | {"scoring": choose_lanes(model, folder)}
-    sequences, origin = sequences_for(reference, data)
-    bench = _Bench(graph, profile, Comparison(reference, sequences), plan, progress)
+        chosen = {"scoring": choose_lanes(model, folder), "prefill": choose_chunk(model, folder)}
+        return _as_it_is(profile, model) | chosen
+    bench = _Bench(reference.graph, profile, reference.comparison, plan, progress)
     _settle_tables(bench)
     model = bench.write(folder, bench.plan)
     quality = bench.comparison.quality(model)
@@ -199,18 +166,17 @@ def _compile_form(graph: Path, folder: Path, profile: Profile, data: Path | None
         model, quality = _promote(bench, folder, model, quality)
     gates = judge(quality, profile.gate)
     parity, gates["parity"] = parity_gate(model)
-    scoring = choose_lanes(model, folder)
-    speed, gates["speed"] = speed_gate(reference, open_build(folder, profile))
+    chosen = {"scoring": choose_lanes(model, folder), "prefill": choose_chunk(model, folder)}
+    speed, gates["speed"] = speed_gate(reference.model, open_build(folder, profile))
     return {
         "passed": all(gate["passed"] for gate in gates.values()),
         "gates": gates,
-        "quality": quality.recorded() | {"sequences": origin},
+        "quality": quality.recorded() | {"sequences": reference.origin},
         "parity": parity,
         "speed": speed,
-        "scoring": scoring,
         "parts": {name: describe(form) for name, form in bench.plan.items() if form.scheme != "fp32"},
         "kept": bench.kept,
-    }
+    } | chosen
 
 
 def _as_it_is(profile: Profile, model: Model) -> dict[str, Any]:

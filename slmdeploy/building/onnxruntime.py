@@ -21,6 +21,7 @@ from slmdeploy.building.scoring_graph import packed_variant, read_label_rows
 from slmdeploy.building.standard_graph import STANDARD, standard_variant
 from slmdeploy.errors import CorruptArtifactError, GateError, InputError
 from slmdeploy.runtime.bundle import MANIFEST, read_runtime
+from slmdeploy.runtime.decoding import PREFILL
 from slmdeploy.runtime.model import Model
 from slmdeploy.runtime.text import load_tokenizer
 from slmdeploy.specs import Profile, SessionOptions, Target
@@ -125,18 +126,25 @@ def write_folder(
     *,
     precision: str,
     session: SessionOptions,
+    prefill: ir.Model | None = None,
     scoring: ir.Model | None = None,
 ) -> None:
     """Write ``model``, made from the graph folder ``graph``, into ``folder`` with all that goes along with it.
 
     The standard graph, if ``graph`` has one, is derived from ``model``; the scoring graph, if it has one, from
-    ``scoring``, or from ``model`` itself where that is None.
+    ``scoring``, or from ``model`` itself where that is None. ``prefill`` becomes the graph of prompts.
     """
     copy_companions(graph, folder)
     write_runtime(
-        graph, folder, precision=precision, session=session.model_dump(mode="json") | {"parallel_items": False}
+        graph,
+        folder,
+        precision=precision,
+        session=session.model_dump(mode="json") | {"parallel_items": False},
+        prefill={"chunk": 0, "own_graph": prefill is not None},
     )
     models = {MODEL: model}
+    if prefill is not None:
+        models[PREFILL] = prefill
     if (graph / STANDARD).is_file():
         models[STANDARD] = standard_variant(model)
     if (graph / SCORE).is_file():

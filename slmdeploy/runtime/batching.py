@@ -56,8 +56,8 @@ class BatchDecoder:
         """
         assert not self.full, "a sequence has to be released before another is admitted"
         self.reserve(ids.size)
-        row, last = self.cache.used, np.array([ids.size - 1])
-        self._decoder.run_prompt(ids, last, self._prompt_logits, lambda binding: self.cache.bind_row(binding, row))
+        row = self.cache.used
+        self._decoder.run_prompt(ids, self._prompt_logits, lambda binding: self.cache.bind_row(binding, row))
         self.cache.add(ids.size)
         behind: Floats = self._prompt_logits[0]
         return behind

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from .errors import CorruptArtifactError, InputError, ResourceError
 from .strictjson import Fields, read_object
@@ -25,7 +25,8 @@ ENCODER = "encoder"
 """What the key `model` of an encoder's runtime.json says; a decoder's has no such key."""
 KINDS = ("checkpoint", "data", "graph", "build", "measurement", "selection", "package")
 TASKS = ("generate", "score")
-INTERFACES = ("shared", "standard", "static")
+INTERFACES = ("shared", "standard", "static", "stateful")
+PRECISIONS = ("f32", "bf16")
 MAX_FILE_BYTES = 1 << 44
 FOR_OTHERS = ("standard.onnx", "genai_config.json")
 """Files of a graph or build that only other runtimes read."""
@@ -74,7 +75,10 @@ class RuntimeConfig:
     kv_heads has one entry per layer (pruning may leave unequal ones); max_length is the context in tokens;
     threads 0 means one per physical core; parallel_items lets a scorer run shares of the items side by side.
     interface: "shared" when past and present of model.onnx may be one buffer, "standard" when present is past and more,
-    "static" when both are one buffer of fixed capacity (decoding.py, standard.py, static.py).
+    "static" when both are one buffer of fixed capacity (decoding.py, standard.py, static.py), "stateful" when there is
+    openvino_model.xml instead (openvino_decoding.py), which computes in inference_precision; that is None elsewhere.
+    prefill_chunk: a prompt runs in pieces of so many tokens, 0 for all at once. own_prefill: prompts have a graph of
+    their own, prefill.onnx, over the same KV cache (phase split).
     """
 
     tasks: tuple[str, ...]
@@ -91,6 +95,14 @@ class RuntimeConfig:
     spinning: bool
     parallel_items: bool
     precision: str
+    prefill_chunk: int = 0
+    own_prefill: bool = False
+    inference_precision: str | None = None
+
+    @property
+    def engine(self) -> str:
+        """What runs the folder: "onnxruntime" or "openvino"."""
+        return "onnxruntime" if self.inference_precision is None else "openvino"
 
 
 def read_manifest(path: Path | str) -> Manifest:
@@ -246,11 +258,15 @@ def read_runtime(path: Path | str) -> RuntimeConfig:
         spinning=session.boolean("spinning"),
         parallel_items=session.boolean("parallel_items"),
         precision=fields.string("precision", 64),
+        **_prefill(fields),
+        inference_precision=openvino_precision(fields),
     )
     session.finish()
     fields.finish()
     if ("score" in config.tasks) != (config.score is not None):
         fields.refuse("score", 'an object exactly when tasks has "score"')
+    if (config.interface == "stateful") != (config.engine == "openvino"):
+        fields.refuse("interface", '"stateful" exactly when there is the key openvino')
     return config
 
 
@@ -266,6 +282,33 @@ def _interface(fields: Fields) -> str:
     if interface not in INTERFACES:
         fields.refuse("interface", f"one of {', '.join(INTERFACES)}")
     return interface
+
+
+class _Prefill(TypedDict, total=False):
+    prefill_chunk: int
+    own_prefill: bool
+
+
+def _prefill(fields: Fields) -> _Prefill:
+    """How prompts run; graphs of `export` say nothing of it."""
+    if "prefill" not in fields.value:
+        return {}
+    prefill = fields.object("prefill")
+    found = _Prefill(prefill_chunk=prefill.integer("chunk", 0, _MAX_TOKENS), own_prefill=prefill.boolean("own_graph"))
+    prefill.finish()
+    return found
+
+
+def openvino_precision(fields: Fields) -> str | None:
+    """The precision that a build of the engine openvino computes in; the folders of ONNX Runtime have no such key."""
+    if "openvino" not in fields.value:
+        return None
+    options = fields.object("openvino")
+    precision = options.string("inference_precision", 16)
+    if precision not in PRECISIONS:
+        options.refuse("inference_precision", f"one of {', '.join(PRECISIONS)}")
+    options.finish()
+    return precision
 
 
 def _kv_heads(fields: Fields, layers: int) -> tuple[int, ...]:

@@ -1,5 +1,8 @@
 """Runs model.onnx: prefill, one-token steps, all logits, and batches for checks. Ids in, logits out.
 
+A build may have prefill.onnx beside it, the same model in a form that is faster for many tokens at once: prompts run
+there, steps in model.onnx, over one KV cache. Prompts run in chunks, because their attention then computes less that is
+masked, and what lies between two operators stays in the processor's cache.
 Knows nothing of text, sampling or stopping. The step is what counts: the token's buffer, the KV buffers and the row of
 logits are bound once; a step writes one integer, binds the attention mask that is one longer (a ready OrtValue over one
 shared array of ones), runs, and the caller reads the row where it is: 3–4 µs of Python per greedy token in all.
@@ -18,7 +21,7 @@ from .errors import InputError
 from .kv import KvCache, too_long
 from .session import Binding, as_value, check_interface, kv_names, open_session
 
-GRAPH = "model.onnx"
+GRAPH, PREFILL = "model.onnx", "prefill.onnx"
 _INPUTS = ("input_ids", "attention_mask", "logits_positions")
 
 
@@ -56,11 +59,12 @@ class Decoder:
     def __init__(self, folder: Path, config: RuntimeConfig, threads: int) -> None:
         self.config = config
         self.cache = KvCache(config)
+        self.prefill_chunk = config.prefill_chunk
+        """Prompts run in pieces of so many tokens, 0 for all at once; may change between prompts."""
         self.sequence = 0
         """Counts the sequences begun, so that whoever continues one can tell that the cache still holds it."""
-        self._path = folder / GRAPH
-        self._session = open_session(self._path, threads=threads, spinning=config.spinning)
-        check_interface(self._session, self._path, config, dict.fromkeys(_INPUTS, "int64"), "logits")
+        self._session, self._path = _open(folder / GRAPH, config, threads)
+        self._prefill = _open(folder / PREFILL, config, threads) if config.own_prefill else (self._session, self._path)
         self._masks: list[ort.OrtValue] = []
         self._token = np.zeros((1, 1), np.int64)
         self._flat_token = self._token.reshape(-1)
@@ -79,41 +83,61 @@ class Decoder:
 
     def prefill(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Start anew with these ids; the last position's logits, float32 [vocab], overwritten by the next call."""
-        self._extend(ids, np.array([ids.size - 1]), self._row)
+        self._begin(ids.size)
+        self.run_prompt(ids, self._row, self.cache.bind)
+        self.cache.advance(ids.size)
         return self._last
 
     def logits(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Start anew with these ids; the logits of all positions, float32 [length, vocab], the caller's own."""
+        """Start anew with these ids; the logits of all positions, float32 [length, vocab], the caller's own.
+
+        In two runs at most. Where prompts have a graph of their own, the first half of the ids are one and the others
+        are what model.onnx makes of steps behind it, so that every position is computed as it would be in use.
+        """
         rows = np.empty((ids.size, self.config.vocab_size), np.float32)
-        self._extend(ids, np.arange(ids.size), rows)
+        cut = (ids.size + 1) // 2 if self.config.own_prefill else ids.size
+        self._begin(ids.size)
+        self._run(self._prefill, ids[:cut], 0, rows[:cut], self.cache.bind)
+        if cut < ids.size:
+            self._run((self._session, self._path), ids[cut:], cut, rows[cut:], self.cache.bind)
+        self.cache.advance(ids.size)
         return rows
 
-    def _extend(
-        self, ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], rows: npt.NDArray[np.float32]
-    ) -> None:
+    def _begin(self, tokens: int) -> None:
         self.sequence += 1
         self.cache.truncate(0)
-        self.reserve(ids.size)
-        self.run_prompt(ids, positions, rows, self.cache.bind)
-        self.cache.advance(ids.size)
+        self.reserve(tokens)
 
     def run_prompt(
-        self,
-        ids: npt.NDArray[np.int64],
-        positions: npt.NDArray[np.int64],
-        rows: npt.NDArray[np.float32],
-        bind_kv: Callable[[Binding], None],
+        self, ids: npt.NDArray[np.int64], row: npt.NDArray[np.float32], bind_kv: Callable[[Binding], None]
     ) -> None:
         """Run the beginning of a sequence: its keys and values go into the buffers that `bind_kv` binds for one row.
 
-        Logits at `positions` go into `rows`, float32 [positions, vocab]. The one way in which prompts are computed,
-        for the sequence of this decoder and for those of a batch (batching.py).
+        The last position's logits go into `row`, float32 [1, vocab]. The one way in which prompts are computed, for the
+        sequence of this decoder and for those of a batch (batching.py).
         """
-        binding = Binding(self._session, self._path)
+        chunk = self.prefill_chunk or ids.size
+        for start in range(0, ids.size, chunk):
+            piece = ids[start : start + chunk]
+            last = start + chunk >= ids.size
+            self._run(self._prefill, piece, start, row if last else None, bind_kv)
+
+    def _run(
+        self,
+        graph: tuple[ort.InferenceSession, Path],
+        ids: npt.NDArray[np.int64],
+        past: int,
+        rows: npt.NDArray[np.float32] | None,
+        bind_kv: Callable[[Binding], None],
+    ) -> None:
+        """One run over `ids` behind `past` tokens that the cache holds; the logits of the last of them fill `rows`."""
+        wanted = 0 if rows is None else len(rows)
+        binding = Binding(*graph)
         binding.set_input("input_ids", as_value(ids.reshape(1, -1)))
-        binding.set_input("attention_mask", as_value(np.ones((1, ids.size), np.int64)))
-        binding.set_input("logits_positions", as_value(positions))
-        binding.set_output("logits", as_value(rows))
+        binding.set_input("attention_mask", as_value(np.ones((1, past + ids.size), np.int64)))
+        binding.set_input("logits_positions", as_value(np.arange(ids.size - wanted, ids.size)))
+        if rows is not None:
+            binding.set_output("logits", as_value(rows))
         bind_kv(binding)
         binding.run()
 
@@ -145,7 +169,7 @@ class Decoder:
             "logits_positions": np.array([i * width + row.size - 1 for i, row in enumerate(rows)]),
         }
         logits = np.empty((len(rows), self.config.vocab_size), np.float32)
-        binding = Binding(self._session, self._path)
+        binding = Binding(*self._prefill)
         for name, array in feeds.items():
             binding.set_input(name, as_value(array))
         binding.set_output("logits", as_value(logits))
@@ -157,3 +181,10 @@ class Decoder:
             binding.set_output(present, value)
         binding.run()
         return list(logits)
+
+
+def _open(path: Path, config: RuntimeConfig, threads: int) -> tuple[ort.InferenceSession, Path]:
+    """The session of a generating graph whose interface is that of runtime.json, and the path for errors."""
+    session = open_session(path, threads=threads, spinning=config.spinning)
+    check_interface(session, path, config, dict.fromkeys(_INPUTS, "int64"), "logits")
+    return session, path

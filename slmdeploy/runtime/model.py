@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from . import decoding, scoring, standard, static
+from . import decoding, openvino_decoding, openvino_scoring, openvino_session, scoring, standard, static
 from .batch_generation import ForcedSequence, TextSequence, TokenSequence, run_batch
 from .batching import BatchDecoder
 from .bundle import RUNTIME, RuntimeConfig, read_runnable, read_runtime, require_listed, thread_count
@@ -28,16 +28,24 @@ BATCH_SLOTS = 8
 
 
 def load(path: Path | str, *, threads: int | None = None, verify: bool = True) -> "Model":
-    """Open a folder with model.onnx; `verify` checks every hash, `threads` overrides runtime.json (0: all cores).
+    """Open a decoder's folder; `verify` checks every hash, `threads` overrides runtime.json (0: all cores).
 
     Raises InputError if there is no such folder or it is an encoder's, CorruptArtifactError if it is not sound.
     """
     folder = Path(path)
     manifest = read_runnable(folder, verify=verify)
     config = read_runtime(folder)
-    graphs = {"generate": decoding.GRAPH, "score": scoring.GRAPH}
-    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *(graphs[task] for task in config.tasks)])
+    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *_graphs(config)])
     return Model(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))
+
+
+def _graphs(config: RuntimeConfig) -> list[str]:
+    """The files with graphs that the tasks of a folder need."""
+    if config.engine == "openvino":
+        return [openvino_session.GRAPH, openvino_session.WEIGHTS]
+    graphs = {"generate": decoding.GRAPH, "score": scoring.GRAPH}
+    prefill = [decoding.PREFILL] if config.own_prefill else []
+    return [*(graphs[task] for task in config.tasks), *prefill]
 
 
 class Model:
@@ -56,20 +64,38 @@ class Model:
         return self.runtime.tasks
 
     @cached_property
-    def _decoder(self) -> decoding.Decoder | standard.StandardDecoder | static.StaticDecoder:
+    def _decoder(
+        self,
+    ) -> decoding.Decoder | standard.StandardDecoder | static.StaticDecoder | openvino_decoding.StatefulDecoder:
         self._require("generate")
         match self.runtime.interface:
             case "standard":
                 return standard.StandardDecoder(self.path, self.runtime, self._threads)
             case "static":
                 return static.StaticDecoder(self.path, self.runtime, self._threads)
+            case "stateful":
+                return openvino_decoding.StatefulDecoder(self._stateful, self.runtime)
         return decoding.Decoder(self.path, self.runtime, self._threads)
 
     @cached_property
-    def _scorer(self) -> scoring.Scorer:
+    def _stateful(self) -> openvino_decoding.StatefulModel:
+        """The one model of a build of the engine openvino, whatever its tasks."""
+        return openvino_decoding.StatefulModel(self.path, self.runtime, self._threads)
+
+    @cached_property
+    def _scorer(self) -> scoring.Scorer | openvino_scoring.StatefulScorer:
         self._require("score")
         assert self.runtime.score is not None, "read_runtime lets no score task through without its labels"
+        if self.runtime.engine == "openvino":
+            return openvino_scoring.StatefulScorer(self._stateful, self.runtime, self.runtime.score)
         return scoring.Scorer(self.path, self.runtime, self.runtime.score, self._threads)
+
+    def set_prefill_chunk(self, tokens: int) -> None:
+        """Run prompts in pieces of `tokens` from now on, 0 for all at once, whatever runtime.json says of it."""
+        decoder = self._decoder
+        if not isinstance(decoder, decoding.Decoder):
+            raise InputError(f"{self.path} has the {self.runtime.interface} interface, which runs prompts at once.")
+        decoder.prefill_chunk = tokens
 
     def _require(self, task: str) -> None:
         if task not in self.tasks:

@@ -211,6 +211,14 @@ def test_a_sound_runtime_is_read_whole(tmp_path: Path) -> None:
     assert read_runtime(runtime_folder(tmp_path, generator)).score is None
 
 
+def test_how_prompts_run_may_be_left_out(tmp_path: Path) -> None:
+    plain = read_runtime(runtime_folder(tmp_path, SOUND_RUNTIME))
+    assert (plain.prefill_chunk, plain.own_prefill) == (0, False)
+    split = SOUND_RUNTIME | {"prefill": {"chunk": 128, "own_graph": True}}
+    config = read_runtime(runtime_folder(tmp_path, split))
+    assert (config.prefill_chunk, config.own_prefill) == (128, True)
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -241,6 +249,10 @@ def test_a_sound_runtime_is_read_whole(tmp_path: Path) -> None:
         ),
         ({"session": {"threads": 1, "spinning": True, "parallel_items": False, "x": 1}}, r"session\.x is not known"),
         ({"colour": "red"}, "colour is not known"),
+        ({"prefill": 128}, "prefill must be an object"),
+        ({"prefill": {"chunk": -1, "own_graph": False}}, r"prefill\.chunk must be an integer from 0"),
+        ({"prefill": {"chunk": 128}}, r"prefill\.own_graph is missing"),
+        ({"prefill": {"chunk": 128, "own_graph": True, "x": 1}}, r"prefill\.x is not known"),
     ],
 )
 def test_runtimes_of_the_wrong_form_are_refused(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:

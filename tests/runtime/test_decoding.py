@@ -1,16 +1,19 @@
 """The KV cache and the decoder: steps, batches and growth give what one prefill over everything gives."""
 
 import gc
+import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from slmdeploy.runtime import kv
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.decoding import Decoder, token_array
-from slmdeploy.runtime.errors import InputError
+from slmdeploy.runtime.errors import CorruptArtifactError, InputError
 from slmdeploy.runtime.kv import KvCache
 from slmdeploy.runtime.model import Model, load
 from tests.graphs import write_tiny_graph
@@ -29,6 +32,40 @@ def test_steps_equal_a_prefill_over_everything(model: Model) -> None:
 def test_lengths_one_odd_and_the_whole_context(model: Model, length: int) -> None:
     ids = np.random.default_rng(length).integers(2, 200, length).tolist()
     assert np.abs(model.prefill(ids) - model.logits(ids)[-1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 9, 100])
+def test_a_prompt_in_pieces_equals_one_at_once(tiny: Path, chunk: int) -> None:
+    model = load(tiny)
+    whole, ids = model.logits(IDS), IDS[:7]
+    model.set_prefill_chunk(chunk)
+    assert np.abs(model.prefill(ids) - whole[6]).max() < 1e-5
+    assert np.abs(model.decode(IDS[7]) - whole[7]).max() < 1e-5
+    assert model.generate_batch_ids([ids], max_new_tokens=5) == [list(load(tiny).generate_ids(ids, max_new_tokens=5))]
+
+
+def test_prompts_may_have_a_graph_of_their_own(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "split")
+    other = write_tiny_graph(tmp_path / "other", kv_heads=(2, 1), seed=5)
+    shutil.copyfile(other / "model.onnx", folder / "prefill.onnx")
+    renamed = onnx.load(folder / "prefill.onnx", load_external_data=False)
+    for tensor in renamed.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "prefill.onnx.data" if entry.key == "location" else entry.value
+    onnx.save(renamed, folder / "prefill.onnx")
+    shutil.copyfile(other / "model.onnx.data", folder / "prefill.onnx.data")
+    config = replace(read_runtime(folder), own_prefill=True)
+    ids = np.array(IDS)
+    split, steps, prompts = Decoder(folder, config, 1), Decoder(tiny, read_runtime(tiny), 1), load(other)
+    assert np.abs(split.prefill(ids) - prompts.prefill(IDS)).max() < 1e-6
+    first, rest = split.logits(ids)[:5], split.logits(ids)[5:]
+    assert np.abs(first - prompts.logits(IDS)[:5]).max() < 1e-5
+    split.prefill(ids[:5])
+    assert np.abs(rest - np.array([split.step(token).copy() for token in IDS[5:]])).max() < 1e-5
+    assert np.abs(rest - steps.logits(ids)[5:]).max() > 0.01, "they see the keys of the other graph"
+    (folder / "prefill.onnx").unlink()
+    with pytest.raises(CorruptArtifactError, match=r"prefill\.onnx does not load"):
+        Decoder(folder, config, 1)
 
 
 def test_results_are_the_callers_own(model: Model) -> None:

@@ -1,0 +1,87 @@
+"""Decides by measuring in how many tokens at a time a build runs its prompts.
+
+A whole prompt at once computes attention that is then masked and passes activations through memory; small pieces read
+the weights more often. Where the two meet depends on the model, the form of its weights and the machine. The answer
+goes into the build's runtime.json. Graphs whose rotary embedding depends on the length of the sequence run whole
+prompts, because the first piece would take the frequencies of a shorter one.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from slmdeploy.runtime.bundle import RUNTIME
+from slmdeploy.runtime.decoding import GRAPH
+from slmdeploy.runtime.model import Model
+
+_CHUNKS = (0, 512, 256, 128, 64)
+_PROMPT = 512
+_SHORTEST = 128
+"""Prompts below it are one piece anyway."""
+_WARM_UP, _LEAST_ROUNDS, _ROUNDS = 1, 3, 9
+_SECONDS = 10.0
+_TIE = 1.03
+"""A smaller piece that is slower by less is taken: it needs less memory."""
+_COMPUTED_TABLES = "rope"
+"""How the names of the nodes begin that make rotary tables from the sequence's length; constant tables have none."""
+
+
+def choose_chunk(model: Model, folder: Path) -> dict[str, Any] | None:
+    """Set the piece in which ``folder``'s prompts run to what is fastest for ``model``; medians in ms by piece.
+
+    A prompt of 512 tokens, or of the context. None, and whole prompts, where pieces cannot be used or do not matter.
+    """
+    runtime = model.runtime
+    length = min(_PROMPT, runtime.max_length)
+    if length < _SHORTEST or runtime.interface != "shared" or not may_be_cut(folder):
+        return None
+    ids = np.random.default_rng(0).integers(0, runtime.vocab_size, length).tolist()
+    medians = _medians(model, ids, [chunk for chunk in _CHUNKS if chunk < length])
+    best = min(medians.values())
+    chosen = min((chunk for chunk, ms in medians.items() if ms <= best * _TIE), key=lambda chunk: chunk or length)
+    model.set_prefill_chunk(chosen)
+    settings = json.loads((folder / RUNTIME).read_text(encoding="utf-8"))
+    settings["prefill"] = {"chunk": chosen, "own_graph": runtime.own_prefill}
+    (folder / RUNTIME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    return {
+        "chunk": chosen,
+        "prompt_tokens": length,
+        "ms": {str(chunk or "whole"): ms for chunk, ms in medians.items()},
+    }
+
+
+def may_be_cut(folder: Path) -> bool:
+    """Whether a prompt gives the same in pieces as at once: not where rotation depends on the sequence's length."""
+    return not any((node.name or "").startswith(_COMPUTED_TABLES) for node in ir.load(folder / GRAPH).graph)
+
+
+def _medians(model: Model, ids: list[int], chunks: list[int]) -> dict[int, float]:
+    """Milliseconds of the prompt by chunk, from interleaved rounds; fewer of them for a slow model."""
+    times: dict[int, list[float]] = {chunk: [] for chunk in chunks}
+    for turn in _turns():
+        for chunk, seconds in times.items():
+            elapsed = _seconds(model, ids, chunk)
+            if turn >= _WARM_UP:
+                seconds.append(elapsed)
+    return {chunk: median(seconds) * 1e3 for chunk, seconds in times.items()}
+
+
+def _turns() -> Iterator[int]:
+    started = time.perf_counter()
+    for turn in range(_WARM_UP + _ROUNDS):
+        if turn >= _WARM_UP + _LEAST_ROUNDS and time.perf_counter() - started > _SECONDS:
+            return
+        yield turn
+
+
+def _seconds(model: Model, ids: list[int], chunk: int) -> float:
+    model.set_prefill_chunk(chunk)
+    started = time.perf_counter()
+    model.prefill(ids)
+    return time.perf_counter() - started
