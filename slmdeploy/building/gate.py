@@ -177,7 +177,7 @@ def speed_gate(reference: Model, candidate: Model) -> tuple[dict[str, float | No
     times: dict[str, tuple[list[float], list[float]]] = {}
     for turn in range(_WARM_UP + _ROUNDS):
         for side in (0, 1) if turn % 2 else (1, 0):
-            for phase, seconds in _phases((reference, candidate)[side]).items():
+            for phase, seconds in _phases((reference, candidate)[side], turn).items():
                 if turn >= _WARM_UP:
                     times.setdefault(phase, ([], []))[side].append(seconds)
     ratios = {phase: median(found) / median(own) for phase, (own, found) in times.items()}
@@ -194,10 +194,10 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _phases(model: Model) -> dict[str, float]:
-    """Seconds of each phase in one pass over ``model``."""
+def _phases(model: Model, turn: int) -> dict[str, float]:
+    """Seconds of each phase in one pass over ``model``, whose tokens are others in each turn: nothing is kept ready."""
     room, vocabulary = model.runtime.max_length, model.runtime.vocab_size
-    ids = np.random.default_rng(SEED).integers(0, vocabulary, room).tolist()
+    ids = np.random.default_rng([SEED, turn]).integers(0, vocabulary, room).tolist()
     steps = min(_DECODE_TOKENS, room // 4)
     prompt = ids[: min(_PREFILL_TOKENS, room - steps - 1)]
     seconds = _generation_seconds(model, prompt, steps)

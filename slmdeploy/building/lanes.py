@@ -37,11 +37,14 @@ def choose_lanes(model: Model, folder: Path) -> dict[str, Any] | None:
         for name, parallel in (("in_one_ms", False), ("in_lanes_ms", True))
     }
     prefix, items = _request(runtime.vocab_size, runtime.max_length)
+    draw = np.random.default_rng(1)
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(_WARM_UP + _ROUNDS):
         for name, candidate in candidates.items():
-            # The first call of a turn meets threads of the other side that still spin.
-            seconds = [_seconds(candidate, prefix, items) for _ in range(1 + _REPEATS)][1:]
+            # A scorer keeps the last prefix ready, so each is another. The first call of a turn meets threads of the
+            # other side that still spin.
+            prefixes = draw.integers(0, runtime.vocab_size, (1 + _REPEATS, prefix)).tolist()
+            seconds = [_seconds(candidate, one, items) for one in prefixes][1:]
             times[name] += seconds if turn >= _WARM_UP else []
     medians = {name: median(seconds) * 1e3 for name, seconds in times.items()}
     chosen = medians["in_lanes_ms"] < medians["in_one_ms"]
@@ -51,10 +54,11 @@ def choose_lanes(model: Model, folder: Path) -> dict[str, Any] | None:
     return medians | {"parallel_items": chosen}
 
 
-def _request(vocab_size: int, room: int) -> tuple[list[int], list[list[int]]]:
+def _request(vocab_size: int, room: int) -> tuple[int, list[list[int]]]:
+    """The length of the prefix, and the items."""
     ids = np.random.default_rng(0).integers(0, vocab_size, room).tolist()
     item = min(_ITEM, room // 4)
-    return ids[: min(_PREFIX, room // 4)], [ids[i : i + item] for i in range(_ITEMS)]
+    return min(_PREFIX, room // 4), [ids[i : i + item] for i in range(_ITEMS)]
 
 
 def _seconds(model: Model, prefix: Sequence[int], items: Sequence[Sequence[int]]) -> float:

@@ -1,8 +1,9 @@
 """Scores many items behind one prefix with score.onnx: the prefix is computed once, items stand in blocks behind it.
 
 A run takes the prefix, or what an earlier run has kept of it, and as many items as RUN_TOKENS allows (multi-item
-scoring; results differ from one by one by rounding only). Small models gain little from several threads inside one
-operator, so a build may ask for lanes: as many runs side by side as there are threads, each on its share of the items
+scoring; results differ from one by one by rounding only). The keys and values of the last prefix are kept, so that a
+request computes only what its prefix has behind their common beginning.
+Small models gain little from several threads inside one operator, so a build may ask for lanes: as many runs side by side as there are threads, each on its share of the items
 and on one thread (`parallel_items` of runtime.json, measured when the build is made). Each lane computes the prefix for
 itself, so a long prefix has no lanes. Knows nothing of text; label logits come out as the graph gives them.
 """
@@ -80,13 +81,7 @@ class Scorer:
 
     def score(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
         """Label logits at the last token of each item behind the prefix, float32 [items, labels]."""
-        room = self._config.max_length - prefix.size
-        for i, item in enumerate(items):
-            if item.size > room:
-                raise InputError(
-                    f"Item {i} has {item.size} tokens behind a prefix of {prefix.size}, but the context of this model "
-                    f"holds {self._config.max_length}: shorten it."
-                )
+        check_room(prefix, items, self._config.max_length)
         if 1 < self._lane_count <= len(items) and prefix.size <= LANE_PREFIX:
             scores = self._score_in_lanes(prefix, items)
         else:
@@ -122,25 +117,39 @@ class Lane:
         self._widths = [heads * config.head_dim for heads in config.kv_heads for _ in range(2)]
         self._nothing = Past(0, [np.zeros((1, 0, width), np.float32) for width in self._widths])
         self._past = self._bind(self._nothing)
+        self._last_prefix: Ids = np.zeros(0, np.int64)
+        self._last = self._nothing
+        """What is kept of it: its first `length` tokens."""
 
     def score(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
         """Label logits of the items behind the prefix, in as many runs as they take."""
         room = min(RUN_TOKENS, self._limit - prefix.size)
         packs = [[items[i] for i in one] for one in pack([item.size for item in items], room)]
-        past = self._prefill(prefix) if prefix.size > RUN_TOKENS else None
+        past = self._prefill(self._kept(prefix), prefix)
         results = []
-        for i, one in enumerate(packs):
-            new = prefix if past is None else prefix[:0]
-            scores, present = self._run(past or self._nothing, new, one, keep=past is None and i + 1 < len(packs))
+        for one in packs:
+            new = prefix[past.length :]
+            scores, present = self._run(past, new, one, keep=new.size > 0)
             past = present or past
             results.append(scores)
+        self._last_prefix, self._last = prefix.copy(), past
         return np.concatenate(results)
 
-    def _prefill(self, prefix: Ids) -> Past:
-        """Keys and values of the whole prefix."""
-        past = self._nothing
-        for start in range(0, prefix.size, RUN_TOKENS):
-            _, present = self._run(past, prefix[start : start + RUN_TOKENS], [], keep=True)
+    def _kept(self, prefix: Ids) -> Past:
+        """What the last request has left of the beginning that its prefix has in common with this one."""
+        size = min(prefix.size, self._last.length)
+        differs = prefix[:size] != self._last_prefix[:size]
+        common = int(differs.argmax()) if differs.any() else size
+        if common == self._last.length:
+            return self._last
+        return Past(common, [rows[:, :common] for rows in self._last.rows])
+
+    def _prefill(self, past: Past, prefix: Ids) -> Past:
+        """Keys and values of so much of the prefix that what is left goes into the run of the first items."""
+        if prefix.size - past.length <= RUN_TOKENS:
+            return past
+        while past.length < prefix.size:
+            _, present = self._run(past, prefix[past.length : past.length + RUN_TOKENS], [], keep=True)
             assert present is not None
             past = present
         return past
@@ -176,6 +185,16 @@ class Lane:
         for name, rows in zip(self._present_names, present, strict=True):
             self._binding.set_output(name, as_value(rows))
         return present
+
+
+def check_room(prefix: Ids, items: Sequence[Ids], limit: int) -> None:
+    """Raise InputError for an item that does not fit behind the prefix in a context of `limit` tokens."""
+    for i, item in enumerate(items):
+        if item.size > limit - prefix.size:
+            raise InputError(
+                f"Item {i} has {item.size} tokens behind a prefix of {prefix.size}, but the context of this model "
+                f"holds {limit}: shorten it."
+            )
 
 
 def token_arrays(items: Sequence[Sequence[int]], vocab_size: int) -> list[Ids]:

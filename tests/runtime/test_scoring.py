@@ -55,7 +55,52 @@ def test_a_failure_in_a_lane_reaches_the_caller_and_the_next_request_works(
     with pytest.raises(CorruptArtifactError, match="a lane failed"):
         lanes.score_ids(PREFIX, ITEMS)
     monkeypatch.setattr(scoring.Lane, "score", run)
-    assert np.array_equal(lanes.score_ids(PREFIX, ITEMS), expected)
+    assert np.abs(lanes.score_ids(PREFIX, ITEMS) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("run_tokens", [4, 20, 256])
+@pytest.mark.parametrize(
+    ("prefix", "computed"),
+    [
+        (PREFIX, 0),
+        ([*PREFIX, 7, 8], 2),
+        (PREFIX[:4], 0),
+        ([*PREFIX[:4], 99, 98, 97], 3),
+        ([99, *PREFIX], len(PREFIX) + 1),
+    ],
+    ids=["the same", "longer", "shorter", "other end", "other beginning"],
+)
+def test_a_request_computes_what_its_prefix_has_behind_the_last_one(
+    tiny: Path,
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    run_tokens: int,
+    prefix: list[int],
+    computed: int,
+) -> None:
+    monkeypatch.setattr(scoring, "RUN_TOKENS", run_tokens)
+    warm, cold = (Model(tiny, model.runtime, model.tokenizer, 1) for _ in range(2))
+    first = warm.score_ids(PREFIX, ITEMS)
+    ran: list[int] = []
+    run = scoring.Lane._run
+    monkeypatch.setattr(
+        scoring.Lane,
+        "_run",
+        lambda lane, past, new, items, *, keep: ran.append(new.size) or run(lane, past, new, items, keep=keep),
+    )
+    found = warm.score_ids(prefix, ITEMS)
+    assert sum(ran) == computed
+    assert np.abs(found - cold.score_ids(prefix, ITEMS)).max() < 1e-5
+    assert np.abs(warm.score_ids(PREFIX, ITEMS) - first).max() < 1e-5
+
+
+def test_a_prefix_that_the_caller_changes_later_is_not_taken_for_the_same(tiny: Path, model: Model) -> None:
+    scorer, prefix = Model(tiny, model.runtime, model.tokenizer, 1), np.array(PREFIX)
+    first = scorer.score_ids(prefix, ITEMS)
+    prefix[3] = 77
+    second = scorer.score_ids(prefix, ITEMS)
+    assert np.abs(first - second).max() > 1e-3
+    assert np.abs(second - Model(tiny, model.runtime, model.tokenizer, 1).score_ids(prefix, ITEMS)).max() < 1e-5
 
 
 def test_scores_are_the_whole_models_logits_of_the_label_words(model: Model) -> None:
