@@ -3,9 +3,9 @@
 A run takes the prefix, or what an earlier run has kept of it, and as many items as RUN_TOKENS allows (multi-item
 scoring; results differ from one by one by rounding only). The keys and values of the last prefix are kept, so that a
 request computes only what its prefix has behind their common beginning.
-Small models gain little from several threads inside one operator, so a build may ask for lanes: as many runs side by side as there are threads, each on its share of the items
-and on one thread (`parallel_items` of runtime.json, measured when the build is made). Each lane computes the prefix for
-itself, so a long prefix has no lanes. Knows nothing of text; label logits come out as the graph gives them.
+Small models gain little from several threads inside one operator, so a build may ask for lanes: as many runs side by
+side as there are threads, each on its share of the items and on one thread (`parallel_items` of runtime.json, measured
+when the build is made). Each lane computes the prefix for itself, so a long prefix has no lanes. Knows nothing of text; label logits come out as the graph gives them.
 """
 
 from collections.abc import Sequence
