@@ -5,7 +5,8 @@ scoring; results differ from one by one by rounding only). The keys and values o
 request computes only what its prefix has behind their common beginning.
 Small models gain little from several threads inside one operator, so a build may ask for lanes: as many runs side by
 side as there are threads, each on its share of the items and on one thread (`parallel_items` of runtime.json, measured
-when the build is made). Each lane computes the prefix for itself, so a long prefix has no lanes. Knows nothing of text; label logits come out as the graph gives them.
+when the build is made). Each lane computes the prefix for itself, so a long prefix has no lanes. Knows nothing of text;
+label logits come out as the graph gives them.
 """
 
 from collections.abc import Sequence
