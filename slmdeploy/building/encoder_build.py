@@ -1,30 +1,33 @@
 """Building an encoder: its graph fused and quantised under a profile, judged against the graph it was made of.
 
-    fuse for the engine -> plan the form of each part -> quantise and write -> where quality fails, keep the most
-    sensitive parts in higher precision -> a padded batch against its rows -> time it
+    fuse, if outputs stay as they are -> plan the form of each part -> quantise and write -> where quality fails, keep
+    the most sensitive parts in higher precision -> a padded batch against its rows -> time it
 
-What build.py's `_compile` is for decoders; the result has `passed`, `gates`, `quality`, `parity`, `speed`, `parts` and
-`kept` (docs/quantisation.md). Knows the order of things; what is done to a graph is in encoder_parts.py, what is
-measured in encoder_gate.py.
+What build.py's `_compile` is for decoders; the result has `passed`, `gates`, `quality`, `parity`, `speed`, `fused`,
+`parts` and `kept` (docs/quantisation.md). Knows the order of things; what is done to a graph is in encoder_fusion.py
+and encoder_parts.py, what is measured in encoder_gate.py.
 """
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from slmdeploy.building.encoder_fusion import fuse
 from slmdeploy.building.encoder_gate import (
     EncoderComparison,
     Quality,
     judge,
+    largest_difference,
     output_of,
     parity_gate,
     rows_for,
     speed_gate,
 )
 from slmdeploy.building.encoder_parts import plan_for, quantize
+from slmdeploy.building.gate import finite
 from slmdeploy.building.onnxruntime import MODEL, copy_companions, read_model, write_models, write_runtime
 from slmdeploy.building.quantize import describe, higher
 from slmdeploy.errors import CorruptArtifactError, GateError
@@ -33,6 +36,8 @@ from slmdeploy.runtime.encoder_config import EncoderConfig, read_encoder
 from slmdeploy.runtime.encoding import Encoder
 from slmdeploy.specs import Profile, Weights
 
+FUSION_LIMIT = 1e-4
+"""How far fusion may move an output in float32, as a share of its largest magnitude where that is above 1."""
 _PROMOTED_SHARE = 0.25
 """Share of the quantised parts that may be kept in higher precision before a build counts as failed."""
 
@@ -49,7 +54,9 @@ def compile_encoder(
     reference = Encoder(graph, config, profile.session.threads)
     rows, origin = rows_for(graph, config, data)
     comparison = EncoderComparison(reference, rows, output_of(config))
-    bench = _Bench(graph, profile, precision, comparison, progress, plan_for(profile, read_model(graph)))
+    fused = _measured_fusion(graph, reference, config)
+    plan = plan_for(profile, read_model(graph))
+    bench = _Bench(graph, profile, precision, comparison, progress, plan, fused=fused["used"])
     encoder = bench.write(folder, bench.plan)
     quality = comparison.quality(encoder)
     if not _passes(quality, profile):
@@ -65,6 +72,7 @@ def compile_encoder(
         "quality": quality.recorded() | {"texts": origin},
         "parity": parity,
         "speed": speed,
+        "fused": fused,
         "parts": {name: describe(form) for name, form in bench.plan.items() if form.scheme != "fp32"},
         "kept": bench.kept,
     }
@@ -80,11 +88,14 @@ class _Bench:
     comparison: EncoderComparison
     progress: Progress
     plan: dict[str, Weights]
+    fused: bool
     kept: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path, plan: dict[str, Weights]) -> Encoder:
         """The graph under ``plan`` in ``folder``, opened."""
         model = read_model(self.graph)
+        if self.fused:
+            fuse(model)
         quantize(model, plan)
         write_encoder_folder(model, self.graph, folder, profile=self.profile, precision=self.precision)
         return open_encoder_build(folder, self.profile)
@@ -104,6 +115,26 @@ class _Bench:
         self.kept.append(
             {"part": name, "wanted": describe(wanted), "form": describe(form), "loss_alone": loss, "reason": reason}
         )
+
+
+def _measured_fusion(graph: Path, reference: Encoder, config: EncoderConfig) -> dict[str, Any]:
+    """What fusion does to the graph and how far its outputs move in float32; ``used`` is False where that is too far.
+
+    A form that ONNX Runtime refuses is not used either: the graph stays as it was exported, and the record says why.
+    """
+    model = read_model(graph)
+    changed = asdict(fuse(model))
+    if not any(changed.values()):
+        return changed | {"used": False, "difference": None, "refused": None}
+    with tempfile.TemporaryDirectory(prefix="slmdeploy-build-") as folder:
+        write_models({MODEL: model}, Path(folder))
+        try:
+            difference = largest_difference(reference, Encoder(Path(folder), config, config.threads), config)
+        except CorruptArtifactError as error:
+            return changed | {"used": False, "difference": None, "refused": str(error)[:300]}
+    used = difference <= FUSION_LIMIT
+    refused = None if used else f"outputs move by more than {FUSION_LIMIT:g}"
+    return changed | {"used": used, "difference": finite(difference), "refused": refused}
 
 
 def write_encoder_folder(model: ir.Model, graph: Path, folder: Path, *, profile: Profile, precision: str) -> None:

@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 SOURCE_RANDOM = "random tokens"
 _ROWS, _ROW_TOKENS = 48, 128
 _SPEED_TOKENS, _SPEED_ROWS = 128, 8
-_PARITY_LENGTHS = (5, 1, 17, 12)
+_PARITY_LENGTHS = (5, 1, 17, 12, 300)
 _WARM_UP, _ROUNDS = 1, 7
 
 
@@ -126,19 +126,36 @@ def judge(quality: Quality, limits: Gate) -> dict[str, dict[str, Any]]:
 
 def parity_gate(encoder: Encodes, config: EncoderConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Each output of a padded batch against its rows alone: the rungs, and the gate on the worst of them."""
-    random = np.random.default_rng(SEED)
-    rows = [random_row(random, min(length, config.max_length), config) for length in _PARITY_LENGTHS]
-    names = ["last_hidden_state", "sentence_embedding"] if config.embedding else ["logits"]
-    rungs = []
-    for name in names:
-        alone = np.concatenate([np.ravel(encoder.rows([row], name)[0]) for row in rows])
-        together = np.concatenate([np.ravel(found) for found in encoder.rows(rows, name)])
-        largest = float(np.abs(alone - together).max())
-        share = largest / max(1.0, float(np.abs(alone).max()))
+    rows, rungs = _unequal_rows(config), []
+    for name in _outputs(config):
+        alone = [encoder.rows([row], name)[0] for row in rows]
+        largest, share = _distance(alone, encoder.rows(rows, name))
         rungs.append(Rung(f"padded batch: {name}", largest, share, SELF_LIMIT, share <= SELF_LIMIT))
     worst = max(rung.difference for rung in rungs)
     gate = {"passed": all(rung.passed for rung in rungs), "value": finite(worst), "limit": SELF_LIMIT}
     return [rung.as_dict() for rung in rungs], gate
+
+
+def largest_difference(reference: Encodes, candidate: Encodes, config: EncoderConfig) -> float:
+    """Of any output of a padded batch, as a share of the output's largest magnitude where that is above 1."""
+    rows = _unequal_rows(config)
+    return max(_distance(reference.rows(rows, name), candidate.rows(rows, name))[1] for name in _outputs(config))
+
+
+def _outputs(config: EncoderConfig) -> list[str]:
+    return ["last_hidden_state", "sentence_embedding"] if config.embedding else ["logits"]
+
+
+def _unequal_rows(config: EncoderConfig) -> list[Row]:
+    random = np.random.default_rng(SEED)
+    return [random_row(random, min(length, config.max_length), config) for length in _PARITY_LENGTHS]
+
+
+def _distance(expected: Sequence[Floats], found: Sequence[Floats]) -> tuple[float, float]:
+    """Largest difference of two lists of arrays, and its share of the largest magnitude where that is above 1."""
+    one, other = (np.concatenate([np.ravel(array) for array in arrays]) for arrays in (expected, found))
+    largest = float(np.abs(one - other).max())
+    return largest, largest / max(1.0, float(np.abs(one).max()))
 
 
 def speed_gate(

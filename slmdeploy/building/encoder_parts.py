@@ -12,7 +12,7 @@ from onnxscript.version_converter import convert_version
 
 from slmdeploy.building.blockwise import replace_gather, replace_matmul
 from slmdeploy.building.quantize import FP32, stored
-from slmdeploy.building.rewriting import remove_unused_initializers, weight_array
+from slmdeploy.building.rewriting import MICROSOFT, remove_unused_initializers, weight_array
 from slmdeploy.building.w8a8 import TokenQuantizer
 from slmdeploy.errors import InputError
 from slmdeploy.specs import Profile, Weights
@@ -63,6 +63,7 @@ def quantize(model: ir.Model, plan: Mapping[str, Weights]) -> None:
     """Change ``model`` in place: each part named in ``plan`` takes its form, and weights no longer read are removed."""
     if model.graph.opset_imports[""] < OPSET:
         convert_version(model, OPSET)
+    model.graph.opset_imports.setdefault(MICROSOFT, 1)
     tokens = TokenQuantizer(model.graph)
     for name, node in linears(model).items():
         form = plan.get(name, FP32)

@@ -50,7 +50,8 @@ def test_a_shipped_profile_gives_a_build_near_its_graph(graphs: dict[str, Path],
     for role, graph in graphs.items():
         made = build(graph, profile=load_profile(name), target=EVERYTHING, out=tmp_path / role)
         assert made.result["passed"], made.result["gates"]
-        assert set(made.result) == {"passed", "gates", "quality", "parity", "speed", "parts", "kept"}
+        assert set(made.result) == {"passed", "gates", "quality", "parity", "speed", "fused", "parts", "kept"}
+        assert made.result["fused"]["used"]
         assert ("speed" in made.result["gates"]) == bool(made.result["parts"]) == (name != "cpu-fp32")
         own, found = load_encoder(graph, threads=1), load_encoder(made.path, threads=1)
         if role == "embed":
