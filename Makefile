@@ -59,5 +59,5 @@ $(BIN)/python:
 # Two steps, because the build backend has to be there before it can build without isolation.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[build,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[build,openvino,dev]'
 	@touch $@

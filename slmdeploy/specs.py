@@ -87,7 +87,7 @@ class Storage(Spec):
 
 
 class Requires(Spec):
-    """What a profile needs of a target: ``isa`` to run at all, ``slow_without`` to be worth choosing."""
+    """What a profile needs of a target: all of ``isa`` to run at all, any of ``slow_without`` to be worth choosing."""
 
     isa: tuple[str, ...] = Field(default=(), strict=False)
     slow_without: tuple[str, ...] = Field(default=(), strict=False)
@@ -119,21 +119,35 @@ class Profile(Spec):
 
     ``prefill`` and ``scoring`` are the forms of the linear layers in graphs of their own, for prompts and for scores,
     where those are others than ``weights``: phases have different bottlenecks.
+    ``encoder`` is the form of an encoder's linear layers where it is another than a decoder's; of the engine openvino.
     ``prepacked`` stores weights in the engine's own layout too, so that processes share them (building/prepacking.py).
     """
 
     name: str
     summary: str
-    engine: Literal["onnxruntime"]
+    engine: Literal["onnxruntime", "openvino"]
     weights: Weights
     prefill: Weights | None = None
     scoring: Weights | None = None
+    encoder: Weights | None = None
     embedding: Storage = Storage()
     head: Storage = Storage()
     requires: Requires = Requires()
     prepacked: bool = False
     session: SessionOptions = SessionOptions()
     gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _keys_fit_the_engine(self) -> Self:
+        others = ("prefill", "scoring", "embedding", "head", "prepacked")
+        strange = {"onnxruntime": ("encoder",), "openvino": others}[self.engine]
+        for name in strange:
+            if name in self.model_fields_set:
+                raise ValueError(f"engine = {self.engine!r} does not take {name}")
+        per_channel = self.weights.scheme == "weight-only" and self.weights.bits == 8
+        if self.engine == "openvino" and per_channel and "block_size" in self.weights.model_fields_set:
+            raise ValueError("engine = 'openvino' has one scale per channel at 8 bits: leave block_size out")
+        return self
 
 
 class Workload(Spec):

@@ -46,8 +46,9 @@ BUILD_EXTRA = TORCH_SIDE | {"building", "checkpoint"}
 """Places that may use what the ``build`` extra installs; torch and its company stay on the torch side even so."""
 
 GROUND = {"numpy", "onnxruntime", "tokenizers"}
-GROUND_BESIDES = {"runtime.chat": {"jinja2"}}
-"""What one module of the ground floor may use besides, imported when it is called: a device without chats lacks it."""
+GROUND_BESIDES = {"runtime.chat": {"jinja2"}, "runtime.openvino_session": {"openvino"}}
+"""What one module of the ground floor may use besides, imported when it is called: a device without chats, or without
+builds of that engine, lacks it."""
 
 
 def floor(place: str) -> int | None:
@@ -78,13 +79,14 @@ def imported(tree: ast.Module, module: str, package: Path) -> Iterator[tuple[int
 
 
 def declared() -> tuple[set[str], set[str]]:
-    """Import names of the base dependencies and of the ``build`` extra, as pyproject.toml declares them."""
+    """Import names of the base dependencies and of what building may use, as pyproject.toml declares them."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in requirements}
 
-    return names(project["dependencies"]), names(project["optional-dependencies"]["build"])
+    extras = project["optional-dependencies"]
+    return names(project["dependencies"]), names([*extras["build"], *extras["openvino"]])
 
 
 def refusal(module: str, target: str, relative: bool) -> str | None:
@@ -116,7 +118,8 @@ def _outside(module: str, here: str, package: str) -> str | None:
         return f"but the ground floor imports only {', '.join(sorted(GROUND))}"
     if package in TORCH and (here not in TORCH_SIDE or module in TORCH_FREE):
         return "but only the torch side may"
-    if package in base or (package in extra and here in BUILD_EXTRA):
+    besides = GROUND_BESIDES.get(module, set())
+    if package in base | besides or (package in extra and here in BUILD_EXTRA):
         return None
     return "which pyproject.toml does not declare for this place"
 
@@ -163,6 +166,8 @@ PLANTED = [
     ("runtime/kv.py", "from ..specs import Target", "points up"),
     ("runtime/kv.py", "import pydantic", "ground floor imports only"),
     ("runtime/kv.py", "import jinja2", "ground floor imports only"),
+    ("runtime/openvino_decoding.py", "import openvino", "ground floor imports only"),
+    ("profiling/worker.py", "import openvino", "does not declare"),
     ("profiling/worker.py", "import torch", "only the torch side"),
     ("specs.py", "from torch import nn", "only the torch side"),
     ("packaging/edge.py", "import onnx_ir", "does not declare"),

@@ -32,6 +32,7 @@ from slmdeploy.building.onnxruntime import (
     read_model,
     write_folder,
 )
+from slmdeploy.building.openvino import compile_openvino
 from slmdeploy.building.phases import STEPS, compile_phases, of_one_form, phases_of, precision_of
 from slmdeploy.building.prepacking import prepack
 from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
@@ -74,7 +75,9 @@ def build(
     plan = {"profile": profile.model_dump(mode="json"), "target": target.name if target else None}
     inputs = {"graph": graph} | ({"data": data} if data else {})
     with writing(out, kind="build", plan=plan, inputs=inputs, force=force) as draft:
-        if encodes:
+        if profile.engine == "openvino":
+            draft.result |= compile_openvino(graph, draft.path, profile, data, progress or SILENT)
+        elif encodes:
             precision = precision_of({STEPS: profile.weights})
             draft.result |= compile_encoder(graph, draft.path, profile, precision, data, progress or SILENT)
         else:

@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SlmdeployError as error:
         _say(sys.stdout, error_reply(error))
         return
-    serve(model, {"load_s": time.perf_counter() - started, "engine": "onnxruntime"})
+    serve(model, {"load_s": time.perf_counter() - started, "engine": model.runtime.engine})
 
 
 if __name__ == "__main__":

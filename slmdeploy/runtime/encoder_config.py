@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .bundle import ENCODER, RUNTIME, RUNTIME_FORMAT, existing_folder
+from .bundle import ENCODER, RUNTIME, RUNTIME_FORMAT, existing_folder, openvino_precision
 from .strictjson import Fields, read_object
 
 TASKS = ("embed", "classify", "score")
@@ -50,6 +50,7 @@ class EncoderConfig:
     """runtime.json of an encoder, checked. Embedders have `embedding`, classifiers and cross-encoders `labels`.
 
     inputs: names of the graph's inputs; max_length: tokens that a text is cut to; threads 0: one per physical core.
+    inference_precision: what a build of the engine openvino computes in, None for ONNX Runtime's.
     """
 
     tasks: tuple[str, ...]
@@ -62,6 +63,12 @@ class EncoderConfig:
     threads: int
     spinning: bool
     precision: str
+    inference_precision: str | None = None
+
+    @property
+    def engine(self) -> str:
+        """What runs the folder: "onnxruntime" or "openvino"."""
+        return "onnxruntime" if self.inference_precision is None else "openvino"
 
 
 def is_encoder(folder: Path) -> bool:
@@ -88,6 +95,7 @@ def read_encoder(path: Path | str) -> EncoderConfig:
         threads=session.integer("threads", 0, 4096),
         spinning=session.boolean("spinning"),
         precision=fields.string("precision", 64),
+        inference_precision=openvino_precision(fields),
     )
     session.finish()
     fields.finish()

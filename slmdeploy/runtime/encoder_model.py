@@ -17,6 +17,9 @@ from .bundle import RUNTIME, read_runnable, require_listed, thread_count
 from .encoder_config import EncoderConfig, Labels, is_encoder, read_encoder
 from .encoding import GRAPH, Encoder, Floats, RowCodec, Text, check_texts, row_of
 from .errors import InputError
+from .openvino_encoding import OpenVinoEncoder
+from .openvino_session import GRAPH as OPENVINO_GRAPH
+from .openvino_session import WEIGHTS as OPENVINO_WEIGHTS
 from .text import TOKENIZER, load_tokenizer
 
 
@@ -48,9 +51,15 @@ def load_encoder(path: Path | str, *, threads: int | None = None, verify: bool =
     manifest = read_runnable(folder, verify=verify)
     if not is_encoder(folder):
         raise InputError(f"{folder} is a decoder, which generates and scores: embed and classify need an encoder.")
-    require_listed(folder, manifest, [RUNTIME, TOKENIZER, GRAPH])
     config = read_encoder(folder)
+    graphs = [GRAPH] if config.engine == "onnxruntime" else [OPENVINO_GRAPH, OPENVINO_WEIGHTS]
+    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *graphs])
     return EncoderModel(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))
+
+
+def open_encoder(folder: Path, config: EncoderConfig, threads: int) -> Encoder:
+    """What runs the folder's graph, by the engine that its runtime.json says."""
+    return (Encoder if config.engine == "onnxruntime" else OpenVinoEncoder)(folder, config, threads)
 
 
 class EncoderModel:
@@ -76,7 +85,7 @@ class EncoderModel:
     @cached_property
     def encoder(self) -> Encoder:
         """The open graph; for checks that ask for arrays."""
-        return Encoder(self.path, self.runtime, self._threads)
+        return open_encoder(self.path, self.runtime, self._threads)
 
     def embed(self, texts: Sequence[str], *, prompt: str | None = None) -> Floats:
         """The vector of each text, float32 [texts, dimension], pooled and perhaps normalised as runtime.json says.

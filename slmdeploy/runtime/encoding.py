@@ -5,7 +5,7 @@ together, so that little is computed for padding; results come back in the order
 what an output means: model.onnx gives arrays by name.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,19 @@ def batches(lengths: Sequence[int], places: int = BATCH_TOKENS) -> Iterator[list
         yield batch
 
 
+def feed(rows: Sequence[Row], config: EncoderConfig) -> dict[str, npt.NDArray[np.int64]]:
+    """The inputs by name of one batch, [rows, width], padded on the right to its longest row."""
+    width = max(len(row.ids) for row in rows)
+    found = {name: np.zeros((len(rows), width), np.int64) for name in config.inputs}
+    found["input_ids"][:] = config.pad_token_id
+    for i, row in enumerate(rows):
+        found["input_ids"][i, : len(row.ids)] = row.ids
+        found["attention_mask"][i, : len(row.ids)] = 1
+        if "token_type_ids" in found:
+            found["token_type_ids"][i, : len(row.ids)] = row.types
+    return found
+
+
 class Encoder:
     """model.onnx of an encoder folder, open."""
 
@@ -97,13 +110,18 @@ class Encoder:
         self._check_interface()
 
     @property
-    def outputs(self) -> dict[str, list[int | str | None]]:
+    def inputs(self) -> dict[str, str]:
+        """The element type of each input by name, as ONNX Runtime writes it."""
+        return {node.name: node.type for node in self._session.get_inputs()}
+
+    @property
+    def outputs(self) -> Mapping[str, Sequence[int | str | None]]:
         """The shape of each output by name."""
         return {node.name: node.shape for node in self._session.get_outputs()}
 
     def _check_interface(self) -> None:
         """Refuse a graph whose inputs and outputs are not those that runtime.json calls for."""
-        config, found = self._config, {node.name: node.type for node in self._session.get_inputs()}
+        config, found = self._config, self.inputs
         wanted = dict.fromkeys(config.inputs, "tensor(int64)")
         last: dict[str, int] = {}
         if config.embedding:
@@ -124,16 +142,8 @@ class Encoder:
 
     def run(self, rows: Sequence[Row], names: Sequence[str]) -> list[Floats]:
         """These outputs for one batch, padded on the right to its longest row; places of padding hold anything."""
-        width = max(len(row.ids) for row in rows)
-        feed = {name: np.zeros((len(rows), width), np.int64) for name in self._config.inputs}
-        feed["input_ids"][:] = self._config.pad_token_id
-        for i, row in enumerate(rows):
-            feed["input_ids"][i, : len(row.ids)] = row.ids
-            feed["attention_mask"][i, : len(row.ids)] = 1
-            if "token_type_ids" in feed:
-                feed["token_type_ids"][i, : len(row.ids)] = row.types
         binding = Binding(self._session, self._path)
-        for name, array in feed.items():
+        for name, array in feed(rows, self._config).items():
             binding.set_input(name, as_value(array))
         for name in names:
             binding.allocate_output(name)
