@@ -30,11 +30,13 @@ _LATENCIES = {
     "itl_ms": "time between two successive tokens, pooled over all requests (single-stream)",
     "e2e_ms": "time from handing a prompt's token ids to the engine until its last new token (single-stream)",
     "score_ms": "time to score one request: a prefix and all of its items (single-stream)",
+    "encode_ms": "time to run one request's texts through an encoder, to vectors or labels (single-stream)",
 }
 
 _SINGLE = (
     Metric("tokens_per_s", "tokens/s", "higher", "new tokens of all requests sent back to back / wall time (offline)"),
     Metric("items_per_s", "items/s", "higher", "scored items of all requests sent back to back / wall time (offline)"),
+    Metric("texts_per_s", "texts/s", "higher", "encoded texts of all requests sent back to back / wall time (offline)"),
     Metric("rss_peak_bytes", "bytes", "lower", "peak resident memory of the build's own process after the workloads"),
     Metric(
         "load_s", "s", "lower", "load and a smallest first request of each task; hashing included, Python's imports not"

@@ -17,6 +17,7 @@ from slmdeploy.artifacts import Artifact, open_artifact, writing
 from slmdeploy.errors import GateError, InputError
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.bundle import FOR_OTHERS, RuntimeConfig, read_manifest, read_runtime, require_listed
+from slmdeploy.runtime.encoder_config import EncoderConfig, is_encoder, read_encoder
 from slmdeploy.runtime.text import TOKENIZER
 
 REQUIREMENTS = ("numpy", "onnxruntime", "tokenizers")
@@ -55,7 +56,7 @@ def package(
         raise InputError(f"--kind {kind} is not a kind of package: use edge")
     made = open_artifact(build, "build")
     _require_passed(build, made.result)
-    config = read_runtime(build)
+    config = read_encoder(build) if is_encoder(build) else read_runtime(build)
     require_listed(build, read_manifest(build), [TOKENIZER])
     pins = {name: version(name) for name in REQUIREMENTS}
     plan = {"kind": kind, "requirements": pins}
@@ -97,12 +98,13 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
     path.chmod(mode)
 
 
-def readme(config: RuntimeConfig, manifest: dict[str, Any], pins: dict[str, str]) -> str:
+def readme(config: RuntimeConfig | EncoderConfig, manifest: dict[str, Any], pins: dict[str, str]) -> str:
     """README.md of a package: what it is, how to run it, and what was measured of its build, with where and how."""
+    kind = "An encoder" if isinstance(config, EncoderConfig) else f"A decoder of {config.layers} layers"
     lines = [
         "# A language model, ready to run",
         "",
-        f"A decoder of {config.layers} layers with {config.vocab_size} tokens and a context of {config.max_length}, "
+        f"{kind} with {config.vocab_size} tokens and a context of {config.max_length}, "
         f"in {config.precision}, for {' and '.join(config.tasks)}. Packaged by slmdeploy {manifest['slmdeploy']}.",
         "",
         "```",
@@ -112,6 +114,7 @@ def readme(config: RuntimeConfig, manifest: dict[str, Any], pins: dict[str, str]
         lines.append('./run generate "Once upon a time"')
     if "score" in config.tasks:
         lines.append('./run score --prefix "what all items share" "item one" "item two"')
+    lines += [f'./run {task} "a text" "another text"' for task in ("embed", "classify") if task in config.tasks]
     lines += [
         "./run verify",
         "```",

@@ -14,6 +14,8 @@ from slmdeploy.errors import InputError
 from slmdeploy.specs import Workload
 
 Request = dict[str, Any]
+ENCODED = ("embed", "classify")
+"""The tasks whose requests are texts that an encoder runs."""
 
 _RESERVED_IDS = 16
 """Lowest ids left out where the vocabulary allows: by convention beginning, end, padding and the like."""
@@ -31,6 +33,9 @@ def requests(workload: Workload, n: int, *, vocab_size: int, seed: int) -> list[
     if workload.task == "generate":
         prompt, new = workload.prompt_tokens or 0, workload.new_tokens or 0
         return [{"op": "generate", "prompt_ids": ids(prompt), "new_tokens": new} for _ in range(n)]
+    if workload.task in ENCODED:
+        texts, length = workload.texts or 0, workload.text_tokens or 0
+        return [{"op": "encode", "rows": [ids(length) for _ in range(texts)]} for _ in range(n)]
     prefix, items, length = workload.prefix_tokens or 0, workload.items or 0, workload.item_tokens or 0
     return [
         {"op": "score", "prefix_ids": ids(prefix), "item_ids": [ids(length) for _ in range(items)]} for _ in range(n)
@@ -38,9 +43,11 @@ def requests(workload: Workload, n: int, *, vocab_size: int, seed: int) -> list[
 
 
 def context_tokens(workload: Workload) -> int:
-    """The context that one request needs: prompt and new tokens, or prefix and the longest item."""
+    """The context that one request needs: prompt and new tokens, prefix and the longest item, or the longest text."""
     if workload.task == "generate":
         return (workload.prompt_tokens or 0) + (workload.new_tokens or 0)
+    if workload.task in ENCODED:
+        return workload.text_tokens or 0
     return (workload.prefix_tokens or 0) + (workload.item_tokens or 0)
 
 

@@ -27,6 +27,10 @@ NOISY_SPREAD = 0.25
 NOISY_STEAL = 0.02
 """Share of the machine's CPU time taken by the hypervisor above which a measurement is called noisy."""
 _WARM_UP = 2
+_SERVICE = {"generate": "e2e_ms", "score": "score_ms", "embed": "encode_ms", "classify": "encode_ms"}
+"""What each task calls the time of a whole request."""
+_COUNTED = {"generate": "tokens", "score": "items", "embed": "texts", "classify": "texts"}
+"""What each task's throughput counts."""
 
 Interval = tuple[float, float]
 Reply = dict[str, Any]
@@ -126,14 +130,16 @@ def summarise(workload: Workload, replies: Sequence[Reply], requests: int, seed:
     """The metrics of one candidate's replies to one workload (metrics.py defines them)."""
     if workload.scenario == "offline":
         return _summarise_offline(workload, replies, requests, seed)
-    samples = _generate_samples(replies) if workload.task == "generate" else {"score_ms": [r["ms"] for r in replies]}
+    service_name = _SERVICE[workload.task]
+    samples = (
+        _generate_samples(replies) if workload.task == "generate" else {service_name: [r["ms"] for r in replies]}
+    )
     metrics, intervals = {}, {}
     for name, values in samples.items():
         for percent in PERCENTILES:
             metrics[f"{name}_p{percent}"] = percentile(values, percent)
         intervals[f"{name}_p50"] = bootstrap(values, lambda drawn: np.median(drawn, axis=-1), seed)
-    service = samples["e2e_ms" if workload.task == "generate" else "score_ms"]
-    return Outcome(metrics, intervals, requests, spread(service))
+    return Outcome(metrics, intervals, requests, spread(samples[service_name]))
 
 
 def _generate_samples(replies: Sequence[Reply]) -> dict[str, list[float]]:
@@ -146,7 +152,8 @@ def _generate_samples(replies: Sequence[Reply]) -> dict[str, list[float]]:
 
 
 def _summarise_offline(workload: Workload, replies: Sequence[Reply], requests: int, seed: int) -> Outcome:
-    name, unit = ("tokens_per_s", "tokens") if workload.task == "generate" else ("items_per_s", "items")
+    unit = _COUNTED[workload.task]
+    name = f"{unit}_per_s"
     turn = np.array([(reply[unit], reply["ms"] / 1e3) for reply in replies])
     rate = bootstrap(turn, lambda drawn: drawn[..., 0].sum(-1) / drawn[..., 1].sum(-1), seed)
     done, took = turn.sum(0)

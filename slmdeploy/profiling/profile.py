@@ -24,7 +24,8 @@ from slmdeploy.profiling import load, measure, quality
 from slmdeploy.profiling.hardware import detect
 from slmdeploy.profiling.process import Client, WorkerProcess, worker_command
 from slmdeploy.progress import SILENT, Progress
-from slmdeploy.runtime.bundle import FOR_OTHERS, read_runtime
+from slmdeploy.runtime.bundle import FOR_OTHERS, RuntimeConfig, read_runtime
+from slmdeploy.runtime.encoder_config import is_encoder, read_encoder
 from slmdeploy.specs import Workload
 
 MEASUREMENT = "measurement.json"
@@ -91,6 +92,11 @@ def profile(
     its task and scenario, and in ``workloads`` for each. Raises InputError when a build cannot run a workload.
     """
     candidates = _candidates(builds, baseline)
+    if (baseline or data) and any(is_encoder(path) for path in builds):
+        raise InputError(
+            "encoders are measured without a baseline and without data, for their quality is judged when they are "
+            "built, against their own graph: leave --baseline and --data out"
+        )
     for candidate in candidates:
         for workload in workloads:
             load.check_fits(workload, candidate.name, max_length=candidate.max_length, tasks=candidate.tasks)
@@ -176,7 +182,7 @@ def _build(name: str, path: Path) -> Candidate:
     artifact = open_artifact(path)
     if artifact.kind not in _RUNNABLE:
         raise InputError(f"{path} is a {artifact.kind}: profile measures what `slmdeploy build` or `export` made")
-    runtime = read_runtime(path)
+    runtime = read_encoder(path) if is_encoder(path) else read_runtime(path)
     chosen = artifact.plan.get("profile")
     facts = {
         "content_key": artifact.content_key,
@@ -187,7 +193,7 @@ def _build(name: str, path: Path) -> Candidate:
         "passed": artifact.result.get("passed", True),
         "speed": artifact.result.get("speed"),
     }
-    labels = runtime.score.labels if runtime.score else ()
+    labels = runtime.score.labels if isinstance(runtime, RuntimeConfig) and runtime.score else ()
     return Candidate(name, path, "candidate", runtime.tasks, runtime.max_length, path / "tokenizer.json", facts, labels)
 
 
@@ -255,6 +261,8 @@ def first_answers_s(client: Client, workloads: Sequence[Workload]) -> float:
     smallest = {
         "generate": {"op": "generate", "prompt_ids": [0], "new_tokens": 1},
         "score": {"op": "score", "prefix_ids": [0], "item_ids": [[0]]},
+        "embed": {"op": "encode", "rows": [[0]]},
+        "classify": {"op": "encode", "rows": [[0]]},
     }
     tasks = sorted({workload.task for workload in workloads})
     return float(client.ask("offline", requests=[smallest[task] for task in tasks])["ms"]) / 1e3

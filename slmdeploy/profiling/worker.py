@@ -15,12 +15,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slmdeploy.errors import SlmdeployError
+from slmdeploy.errors import InputError, SlmdeployError
 
 Clock = Callable[[], float]
 Reply = dict[str, Any]
@@ -37,6 +37,14 @@ class Session(Protocol):
 
     def logits(self, input_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits [length, vocabulary] at every position."""
+
+
+@runtime_checkable
+class EncoderSession(Protocol):
+    """What can be measured of an encoder."""
+
+    def encode_ids(self, rows: Sequence[Sequence[int]]) -> Sequence[NDArray[np.float32]]:
+        """The vector or the logits of each row of token ids."""
 
 
 class FakeSession:
@@ -70,6 +78,12 @@ class FakeSession:
         self.now += self.item_s * len(item_ids)
         return np.array([[0.0, item[-1]] for item in item_ids], np.float32)
 
+    def encode_ids(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """The last token id of each row; a row takes as long as an item."""
+        self.seen += [tuple(row) for row in rows]
+        self.now += self.item_s * len(rows)
+        return [np.array([row[-1]], np.float32) for row in rows]
+
     def logits(self, input_ids: Sequence[int]) -> NDArray[np.float32]:
         """Zeros: every token equally likely."""
         return np.zeros((len(input_ids), self.vocab_size), np.float32)
@@ -80,7 +94,8 @@ def answer(session: Session, request: Mapping[str, Any], clock: Clock = time.per
 
     generate {prompt_ids, new_tokens}    → stamps_ms of each token since the call, tokens
     score    {prefix_ids, item_ids}      → ms, label_logits [items][labels]
-    offline  {requests: [generate|score]}→ ms of all of them back to back, tokens, items
+    encode   {rows}                      → ms, sizes: how many numbers came back for each row
+    offline  {requests: [generate|score|encode]} → ms of all of them back to back, tokens, items, texts
     logits   {input_ids, first, path}    → rows written to the .npy file ``path``: positions from ``first`` on
     rss      {}                          → peak_bytes, or null where the system does not tell
     Anything else is a ValueError: the parent and this file are one protocol.
@@ -90,6 +105,8 @@ def answer(session: Session, request: Mapping[str, Any], clock: Clock = time.per
             return _generate(session, request, clock)
         case "score":
             return _score(session, request, clock)
+        case "encode":
+            return _encode(session, request, clock)
         case "offline":
             started = clock()
             replies = [answer(session, inner, clock) for inner in request["requests"]]
@@ -105,7 +122,7 @@ def answer(session: Session, request: Mapping[str, Any], clock: Clock = time.per
     raise ValueError(f"unknown op {request['op']!r}")
 
 
-_COUNTED = {"tokens": "tokens", "items": "label_logits"}
+_COUNTED = {"tokens": "tokens", "items": "label_logits", "texts": "sizes"}
 
 
 def _generate(session: Session, request: Mapping[str, Any], clock: Clock) -> Reply:
@@ -124,6 +141,15 @@ def _score(session: Session, request: Mapping[str, Any], clock: Clock) -> Reply:
     logits = session.score_ids(request["prefix_ids"], request["item_ids"])
     ended = clock()
     return {"ms": (ended - started) * 1e3, "label_logits": np.asarray(logits).tolist()}
+
+
+def _encode(session: object, request: Mapping[str, Any], clock: Clock) -> Reply:
+    if not isinstance(session, EncoderSession):
+        raise InputError("only an encoder can run the tasks embed and classify")
+    started = clock()
+    found = session.encode_ids(request["rows"])
+    ended = clock()
+    return {"ms": (ended - started) * 1e3, "sizes": [int(np.size(one)) for one in found]}
 
 
 def peak_rss_bytes() -> int | None:
@@ -185,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("build", type=Path)
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args(arguments)
-    from slmdeploy.runtime.model import load  # its imports are not part of the load time
+    from slmdeploy.runtime.opening import load  # its imports are not part of the load time
 
     started = time.perf_counter()
     try:
@@ -193,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SlmdeployError as error:
         _say(sys.stdout, error_reply(error))
         return
-    serve(model, {"load_s": time.perf_counter() - started, "engine": model.runtime.engine})
+    session: Any = model  # an encoder has no generate_ids, a decoder no encode_ids: `answer` refuses what is not there
+    serve(session, {"load_s": time.perf_counter() - started, "engine": model.runtime.engine})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line of a folder that can be run: generate, score, verify. The same on a workstation and in a package.
+"""The command line of a folder that can be run: its tasks and verify. The same on a workstation and in a package.
 
 Parses, calls one method, prints; argparse, because a device has no more than the runtime needs. Exit codes: 0 ok, 2 bad
 input, 5 corrupt artifact, 6 out of memory, disk or rights, 130 interrupted. An error is one sentence on stderr.
@@ -14,13 +14,15 @@ from pathlib import Path
 
 from .bundle import read_manifest, verify_files
 from .chat import command_messages
+from .encoder_model import load_encoder
 from .errors import InputError, SlmdeployError
 from .model import load
+from .opening import load as open_any
 
 
 def parser(program: str, *, with_folder: bool) -> argparse.ArgumentParser:
     """The argument parser; without a folder argument for a package's own `run`, which knows its folder."""
-    root = argparse.ArgumentParser(prog=program, description="Runs a model: generate text, score items, verify files.")
+    root = argparse.ArgumentParser(prog=program, description="Runs a model: its tasks, and verify.")
     if with_folder:
         root.add_argument("folder", type=Path, help="a graph, a build or a package")
     root.add_argument("--threads", type=int, help="threads to use; 0 for all cores (default: as packaged)")
@@ -40,6 +42,11 @@ def parser(program: str, *, with_folder: bool) -> argparse.ArgumentParser:
     score = verbs.add_parser("score", help="score items behind a prefix, one line each")
     score.add_argument("--prefix", required=True, help="the text that all items share")
     score.add_argument("items", nargs="*", help="the items (default: the lines of stdin)")
+    embed = verbs.add_parser("embed", help="the vector of each text, a line of numbers each")
+    embed.add_argument("texts", nargs="*", help="the texts (default: the lines of stdin)")
+    embed.add_argument("--prompt", help="the name of the model's prompt to put in front of each")
+    classify = verbs.add_parser("classify", help="the label of each text, or of each of its tokens")
+    classify.add_argument("texts", nargs="*", help="the texts (default: the lines of stdin)")
     verbs.add_parser("verify", help="check every file against the manifest")
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="print one JSON object")
@@ -48,8 +55,8 @@ def parser(program: str, *, with_folder: bool) -> argparse.ArgumentParser:
 
 def run(folder: Path, arguments: argparse.Namespace) -> None:
     """Do what the arguments say and print it; raises the errors of the runtime."""
-    verb = {"generate": _generate, "score": _score, "verify": _verify}[arguments.verb]
-    verb(folder, arguments)
+    verbs = {"generate": _generate, "score": _score, "embed": _embed, "classify": _classify, "verify": _verify}
+    verbs[arguments.verb](folder, arguments)
 
 
 def _generate(folder: Path, arguments: argparse.Namespace) -> None:
@@ -71,13 +78,43 @@ def _generate(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def _score(folder: Path, arguments: argparse.Namespace) -> None:
-    items = arguments.items or _stdin().removesuffix("\n").split("\n")
-    scores = load(folder, threads=arguments.threads).score(arguments.prefix, items)
+    items = arguments.items or _lines()
+    scores = open_any(folder, threads=arguments.threads).score(arguments.prefix, items)
     if arguments.json:
         _print_json({"scores": scores})
         return
     for item, score in zip(items, scores, strict=True):
         print(f"{score:+.4f}\t{item}")
+
+
+def _embed(folder: Path, arguments: argparse.Namespace) -> None:
+    model = load_encoder(folder, threads=arguments.threads)
+    vectors = model.embed(arguments.texts or _lines(), prompt=arguments.prompt).tolist()
+    if arguments.json:
+        _print_json({"embeddings": vectors})
+        return
+    for vector in vectors:
+        print(" ".join(f"{value:.6g}" for value in vector))
+
+
+def _classify(folder: Path, arguments: argparse.Namespace) -> None:
+    model, texts = load_encoder(folder, threads=arguments.threads), arguments.texts or _lines()
+    if model.labels_tokens:
+        tokens = model.classify_tokens(texts)
+        if arguments.json:
+            _print_json({"labels": [[vars(label) for label in row] for row in tokens]})
+            return
+        for text, row in zip(texts, tokens, strict=True):
+            for token in row:
+                print(f"{token.score:.4f}\t{token.label}\t{text[token.start : token.end]}")
+            print()
+        return
+    labels = model.classify(texts)
+    if arguments.json:
+        _print_json({"labels": [vars(label) for label in labels]})
+        return
+    for text, label in zip(texts, labels, strict=True):
+        print(f"{label.score:.4f}\t{label.label}\t{text}")
 
 
 def _verify(folder: Path, arguments: argparse.Namespace) -> None:
@@ -87,6 +124,10 @@ def _verify(folder: Path, arguments: argparse.Namespace) -> None:
         _print_json({"kind": manifest.kind, "files": len(manifest.files), "bytes": manifest.total_bytes, "ok": True})
         return
     print(f"{folder}: {manifest.kind}, {len(manifest.files)} files, {manifest.total_bytes} bytes, all as listed")
+
+
+def _lines() -> list[str]:
+    return _stdin().removesuffix("\n").split("\n")
 
 
 def _stdin() -> str:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from .bundle import RUNTIME, read_runnable, require_listed, thread_count
 from .encoder_config import EncoderConfig, Labels, is_encoder, read_encoder
-from .encoding import GRAPH, Encoder, Floats, RowCodec, Text, check_texts, row_of
+from .encoding import GRAPH, Encoder, Floats, Row, RowCodec, Text, check_texts, row_of
 from .errors import InputError
 from .openvino_encoding import OpenVinoEncoder
 from .openvino_session import GRAPH as OPENVINO_GRAPH
@@ -137,6 +137,18 @@ class EncoderModel:
         logits = np.stack(self.encoder.rows(rows, "logits"))
         scores: list[float] = (logits[:, -1] - (logits[:, 0] if logits.shape[1] == 2 else 0)).tolist()
         return scores
+
+    def encode_ids(self, rows: Sequence[Sequence[int]]) -> list[Floats]:
+        """The vector, or the logits, of each row of token ids, special tokens among them; every token is of type 0."""
+        name = "sentence_embedding" if self.runtime.embedding else "logits"
+        return self.encoder.rows([Row(tuple(ids), (0,) * len(ids)) for ids in rows], name)
+
+    def score_ids(self, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Floats:
+        """Logits [items, labels] of the pairs of a prefix and each item, as token ids with their special tokens."""
+        self._require("score")
+        types = (0,) * len(prefix_ids)
+        rows = [Row((*prefix_ids, *item), types + (1,) * len(item)) for item in item_ids]
+        return np.stack(self.encoder.rows(rows, "logits"))
 
     def _labels(self, *, per_token: bool) -> Labels:
         self._require("classify")
