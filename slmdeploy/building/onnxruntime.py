@@ -184,7 +184,7 @@ def open_folder(folder: Path) -> Model:
     runtime = read_runtime(folder)
     score = ("score",) if (folder / SCORE).is_file() else ()
     model = Model(folder, replace(runtime, tasks=("generate", *score)), load_tokenizer(folder), runtime.threads)
-    model.logits([0])
+    model.logits([0] * min(2, runtime.max_length))  # the second token is a step where prompts have a graph
     if score:
         model.score_ids([0], [[0]])
     return model
