@@ -26,8 +26,11 @@ def read_graph(path: Path) -> Any:
     try:
         return openvino.Core().read_model(str(path))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[-240:]
-        raise InputError(f"{path}: OpenVINO cannot read this graph ({reason}): use a profile of onnxruntime") from error
+        unknown = str(error).rpartition("Conversion is failed for: ")[2]
+        raise InputError(
+            f"{path}: OpenVINO cannot read {' '.join(unknown.split())[-240:]} as this graph uses it: use a profile of "
+            "the engine onnxruntime"
+        ) from error
 
 
 def stateful_decoder(path: Path) -> Any:

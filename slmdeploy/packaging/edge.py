@@ -21,6 +21,7 @@ from slmdeploy.runtime.encoder_config import EncoderConfig, is_encoder, read_enc
 from slmdeploy.runtime.text import TOKENIZER
 
 REQUIREMENTS = ("numpy", "onnxruntime", "tokenizers")
+"""What every package needs; one of the engine openvino needs that too."""
 _OURS = ("run", "README.md", "requirements.txt", "runtime")
 
 RUN_SCRIPT = '''#!/usr/bin/env python3
@@ -58,7 +59,7 @@ def package(
     _require_passed(build, made.result)
     config = read_encoder(build) if is_encoder(build) else read_runtime(build)
     require_listed(build, read_manifest(build), [TOKENIZER])
-    pins = {name: version(name) for name in REQUIREMENTS}
+    pins = {name: version(name) for name in requirements(config)}
     plan = {"kind": kind, "requirements": pins}
     with writing(out, kind="package", plan=plan, inputs={"build": build}, force=force) as draft:
         files = list(_files(build, made))
@@ -75,6 +76,11 @@ def package(
         _write(draft.path / "README.md", readme(config, made.manifest, pins))
         draft.result |= {"tasks": list(config.tasks), "precision": config.precision, "requirements": pins}
     return open_artifact(out, "package")
+
+
+def requirements(config: RuntimeConfig | EncoderConfig) -> tuple[str, ...]:
+    """The distributions that a package of this build needs on a device."""
+    return tuple(dict.fromkeys([*REQUIREMENTS, config.engine]))
 
 
 def _require_passed(build: Path, result: dict[str, Any]) -> None:

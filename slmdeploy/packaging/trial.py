@@ -1,7 +1,7 @@
 """Tries a package the way a device would: packed, unpacked elsewhere, run in a fresh process that has no torch.
 
-The process sees the standard library, numpy, onnxruntime and tokenizers, and nothing else of this environment: `-S`
-leaves out site-packages, and a folder of links offers the three. So what the package forgot cannot help it.
+The process sees the standard library and what the package requires, and nothing else of this environment: `-S` leaves
+out site-packages, and a folder of links offers those. So what the package forgot cannot help it.
 """
 
 import importlib.metadata
@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from slmdeploy.errors import GateError
 from slmdeploy.packaging.archive import pack, unpack
-from slmdeploy.packaging.edge import REQUIREMENTS
+from slmdeploy.packaging.edge import requirements
 from slmdeploy.runtime.bundle import read_runtime
 
 _TIMEOUT_S = 300
@@ -27,11 +28,12 @@ def try_package(package: Path, data: Path) -> dict[str, Any]:
 
     Raises GateError with the end of stderr when a command of the unpacked package fails.
     """
-    tasks = read_runtime(package).tasks
+    config = read_runtime(package)
+    tasks, needed = config.tasks, requirements(config)
     with tempfile.TemporaryDirectory(prefix="slmdeploy-trial-") as place:
         archive, links = Path(place) / "package.tar.gz", Path(place) / "links"
         pack(package, archive)
-        device = _Device(unpack(archive, Path(place) / "device"), _link_requirements(links))
+        device = _Device(unpack(archive, Path(place) / "device"), _link_requirements(needed, links))
         found: dict[str, Any] = {
             "torch_importable": device.can_import("torch"),
             "archive_bytes": archive.stat().st_size,
@@ -48,7 +50,7 @@ def try_package(package: Path, data: Path) -> dict[str, Any]:
             found["best item"] = record["items"][found["scores"].index(max(found["scores"]))]
     found["summary"] = (
         f"unpacked elsewhere, verified, and ran {' and '.join(tasks)} in fresh processes with "
-        f"{', '.join(REQUIREMENTS)} alone (torch {'can' if found['torch_importable'] else 'cannot'} be imported there)"
+        f"{', '.join(needed)} alone (torch {'can' if found['torch_importable'] else 'cannot'} be imported there)"
     )
     return found
 
@@ -87,10 +89,10 @@ class _Device:
         )
 
 
-def _link_requirements(folder: Path) -> Path:
+def _link_requirements(names: Iterable[str], folder: Path) -> Path:
     """A folder with a link to each top-level file and folder that the required distributions installed."""
     folder.mkdir()
-    for name in REQUIREMENTS:
+    for name in names:
         distribution = importlib.metadata.distribution(name)
         tops = {file.parts[0] for file in distribution.files or () if file.parts[0] != ".."}
         for top in sorted(tops):

@@ -26,12 +26,14 @@ from slmdeploy.profiling.process import Client, WorkerProcess, worker_command
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.bundle import FOR_OTHERS, RuntimeConfig, read_runtime
 from slmdeploy.runtime.encoder_config import is_encoder, read_encoder
+from slmdeploy.runtime.openvino_session import WEIGHTS
 from slmdeploy.specs import Workload
 
 MEASUREMENT = "measurement.json"
 _RUNNABLE = ("graph", "build", "package")
-_LOADED = {".onnx", ".data", ".safetensors", ".json", ".jinja", ".txt", ".model"}
-"""Suffixes of the files that running a folder reads; a checkpoint also holds logs and cards."""
+_LOADED = {".onnx", ".data", ".xml", ".safetensors", ".json", ".jinja", ".txt", ".model"}
+"""Suffixes of the files that running a folder reads, beside OpenVINO's weights; a checkpoint also holds logs, cards and
+other things that end in .bin."""
 
 
 @dataclass
@@ -222,7 +224,7 @@ def size_bytes(folder: Path) -> int:
     return sum(
         file.stat().st_size
         for file in folder.iterdir()
-        if file.is_file() and file.suffix in _LOADED and file.name not in FOR_OTHERS
+        if file.is_file() and (file.suffix in _LOADED or file.name == WEIGHTS) and file.name not in FOR_OTHERS
     )
 
 
