@@ -45,15 +45,20 @@ def choose_chunk(model: Model, folder: Path) -> dict[str, Any] | None:
     medians = _medians(model, ids, [chunk for chunk in _CHUNKS if chunk < length])
     best = min(medians.values())
     chosen = min((chunk for chunk, ms in medians.items() if ms <= best * _TIE), key=lambda chunk: chunk or length)
-    model.set_prefill_chunk(chosen)
-    settings = json.loads((folder / RUNTIME).read_text(encoding="utf-8"))
-    settings["prefill"] = {"chunk": chosen, "own_graph": runtime.own_prefill}
-    (folder / RUNTIME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    model.decoder.prefill_chunk = chosen
+    write_prefill(folder, chunk=chosen)
     return {
         "chunk": chosen,
         "prompt_tokens": length,
         "ms": {str(chunk or "whole"): ms for chunk, ms in medians.items()},
     }
+
+
+def write_prefill(folder: Path, **changes: int) -> None:
+    """Change what ``folder``'s runtime.json says of how prompts run."""
+    settings = json.loads((folder / RUNTIME).read_text(encoding="utf-8"))
+    settings["prefill"] = {"chunk": 0, "own_graph": False, "step_rows": 0} | settings.get("prefill", {}) | changes
+    (folder / RUNTIME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def may_be_cut(folder: Path) -> bool:
@@ -81,7 +86,7 @@ def _turns() -> Iterator[int]:
 
 
 def _seconds(model: Model, ids: list[int], chunk: int) -> float:
-    model.set_prefill_chunk(chunk)
+    model.decoder.prefill_chunk = chunk
     started = time.perf_counter()
     model.prefill(ids)
     return time.perf_counter() - started

@@ -140,7 +140,7 @@ def write_folder(
         folder,
         precision=precision,
         session=session.model_dump(mode="json") | {"parallel_items": False},
-        prefill={"chunk": 0, "own_graph": prefill is not None},
+        prefill={"chunk": 0, "own_graph": prefill is not None, "step_rows": 0},
     )
     models = {MODEL: model}
     if prefill is not None:

@@ -17,6 +17,7 @@ from slmdeploy.building.gate import judge, same_scores_gate, speed_gate
 from slmdeploy.building.lanes import choose_lanes
 from slmdeploy.building.onnxruntime import open_build, open_folder, read_model, write_folder
 from slmdeploy.building.reference import Reference
+from slmdeploy.building.step_rows import choose_step_rows
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Profile, Weights
 
@@ -62,25 +63,28 @@ def compile_phases(
         gates = _form_gates(forms, results)
         if SCORING in forms:
             gates["split"] = same_scores_gate(open_folder(apart[SCORING]), whole)
-        lanes, chunk = choose_lanes(whole, folder), choose_chunk(whole, folder)
+        chosen = {
+            "scoring": choose_lanes(whole, folder),
+            "prefill": choose_chunk(whole, folder),
+            "batch": choose_step_rows(whole, folder),
+        }
         whole = open_build(folder, profile)
         if PREFILL in forms:
             gates["faster prompts"] = _faster_prompts(open_folder(apart[STEPS]), whole)
     quality = reference.comparison.quality(whole)
     speed, speed_verdict = speed_gate(reference.model, whole)
     gates = judge(quality, profile.gate) | gates | {"speed": speed_verdict}
-    return results[STEPS] | {
+    judged = {
         "passed": all(gate["passed"] for gate in gates.values()),
         "gates": gates,
         "quality": quality.recorded() | {"sequences": reference.origin},
         "speed": speed,
-        "scoring": lanes,
-        "prefill": chunk,
         "forms": {
             phase: {name: result[name] for name in ("quality", "parity", "parts", "kept")}
             for phase, result in results.items()
         },
     }
+    return results[STEPS] | judged | chosen
 
 
 def _put_together(

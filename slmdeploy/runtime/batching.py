@@ -86,7 +86,7 @@ class BatchDecoder:
         self.cache.remove(row)
 
     def _bind_step(self, used: int) -> Binding:
-        binding = self._steps[used] = self._decoder.binding()
+        binding = self._steps[used] = self._decoder.binding(used)
         binding.set_input("input_ids", as_value(self._tokens[:used]))
         binding.set_input("logits_positions", as_value(np.arange(used)))
         binding.set_output("logits", as_value(self._logits[:used]))

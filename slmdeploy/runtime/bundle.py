@@ -78,7 +78,8 @@ class RuntimeConfig:
     "static" when both are one buffer of fixed capacity (decoding.py, standard.py, static.py), "stateful" when there is
     openvino_model.xml instead (openvino_decoding.py), which computes in inference_precision; that is None elsewhere.
     prefill_chunk: a prompt runs in pieces of so many tokens, 0 for all at once. own_prefill: prompts have a graph of
-    their own, prefill.onnx, over the same KV cache (phase split).
+    their own, prefill.onnx, over the same KV cache (phase split). step_rows: steps of a batch of so many rows or more
+    run in that graph too, 0 for none.
     """
 
     tasks: tuple[str, ...]
@@ -97,6 +98,7 @@ class RuntimeConfig:
     precision: str
     prefill_chunk: int = 0
     own_prefill: bool = False
+    step_rows: int = 0
     inference_precision: str | None = None
 
     @property
@@ -287,6 +289,7 @@ def _interface(fields: Fields) -> str:
 class _Prefill(TypedDict, total=False):
     prefill_chunk: int
     own_prefill: bool
+    step_rows: int
 
 
 def _prefill(fields: Fields) -> _Prefill:
@@ -295,6 +298,10 @@ def _prefill(fields: Fields) -> _Prefill:
         return {}
     prefill = fields.object("prefill")
     found = _Prefill(prefill_chunk=prefill.integer("chunk", 0, _MAX_TOKENS), own_prefill=prefill.boolean("own_graph"))
+    if "step_rows" in prefill.value:
+        found["step_rows"] = prefill.integer("step_rows", 0, _MAX_TOKENS)
+        if found["step_rows"] and not found["own_prefill"]:
+            prefill.refuse("step_rows", "0 where own_graph is false")
     prefill.finish()
     return found
 

@@ -61,6 +61,8 @@ class Decoder:
         self.cache = KvCache(config)
         self.prefill_chunk = config.prefill_chunk
         """Prompts run in pieces of so many tokens, 0 for all at once; may change between prompts."""
+        self.step_rows = config.step_rows
+        """Steps of a batch of so many rows or more run in the graph of prompts, 0 for none; asked as they are bound."""
         self.sequence = 0
         """Counts the sequences begun, so that whoever continues one can tell that the cache still holds it."""
         self._session, self._path = _open(folder / GRAPH, config, threads)
@@ -141,9 +143,9 @@ class Decoder:
         bind_kv(binding)
         binding.run()
 
-    def binding(self) -> Binding:
-        """A new binding of the session that steps run in, for steps of a batch."""
-        return Binding(self._session, self._path)
+    def binding(self, rows: int) -> Binding:
+        """A new binding of the session that steps of a batch of so many rows run in."""
+        return Binding(*self._prefill) if 0 < self.step_rows <= rows else Binding(self._session, self._path)
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
         """Append one token; the logits behind it, float32 [vocab], overwritten by the next call."""

@@ -90,12 +90,13 @@ class Model:
             return openvino_scoring.StatefulScorer(self._stateful, self.runtime, self.runtime.score)
         return scoring.Scorer(self.path, self.runtime, self.runtime.score, self._threads)
 
-    def set_prefill_chunk(self, tokens: int) -> None:
-        """Run prompts in pieces of `tokens` from now on, 0 for all at once, whatever runtime.json says of it."""
+    @property
+    def decoder(self) -> decoding.Decoder:
+        """What runs the sequence, for those who measure how it should; InputError for another interface than shared."""
         decoder = self._decoder
         if not isinstance(decoder, decoding.Decoder):
-            raise InputError(f"{self.path} has the {self.runtime.interface} interface, which runs prompts at once.")
-        decoder.prefill_chunk = tokens
+            raise InputError(f"{self.path} has the {self.runtime.interface} interface, which leaves nothing to choose.")
+        return decoder
 
     def _require(self, task: str) -> None:
         if task not in self.tasks:
@@ -158,8 +159,9 @@ class Model:
     ) -> list[Completion]:
         """Continue several prompts, up to `slots` of them together; each gets what `generate` alone would give it.
 
-        That holds to the rounding of kernels, which may differ between one row and several. Raises InputError as
-        `generate` does, before anything runs, and for a graph whose interface knows no batches.
+        That holds to the rounding of kernels, which may differ between one row and several; a build whose prompts have
+        a graph of their own may run steps of many rows in it, to its precision. Raises InputError as `generate` does,
+        before anything runs, and for a graph whose interface knows no batches.
         """
         if isinstance(prompts, str):
             raise InputError("prompts must be a list of strings, not one string.")

@@ -252,6 +252,14 @@ def test_how_prompts_run_may_be_left_out(tmp_path: Path) -> None:
         ({"prefill": 128}, "prefill must be an object"),
         ({"prefill": {"chunk": -1, "own_graph": False}}, r"prefill\.chunk must be an integer from 0"),
         ({"prefill": {"chunk": 128}}, r"prefill\.own_graph is missing"),
+        (
+            {"prefill": {"chunk": 0, "own_graph": True, "step_rows": -1}},
+            r"prefill\.step_rows must be an integer from 0",
+        ),
+        (
+            {"prefill": {"chunk": 0, "own_graph": False, "step_rows": 4}},
+            r"prefill\.step_rows must be 0 where own_graph",
+        ),
         ({"prefill": {"chunk": 128, "own_graph": True, "x": 1}}, r"prefill\.x is not known"),
     ],
 )

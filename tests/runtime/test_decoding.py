@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from slmdeploy.runtime import kv
+from slmdeploy.runtime.batching import BatchDecoder
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.decoding import Decoder, token_array
 from slmdeploy.runtime.errors import CorruptArtifactError, InputError
@@ -38,13 +39,14 @@ def test_lengths_one_odd_and_the_whole_context(model: Model, length: int) -> Non
 def test_a_prompt_in_pieces_equals_one_at_once(tiny: Path, chunk: int) -> None:
     model = load(tiny)
     whole, ids = model.logits(IDS), IDS[:7]
-    model.set_prefill_chunk(chunk)
+    model.decoder.prefill_chunk = chunk
     assert np.abs(model.prefill(ids) - whole[6]).max() < 1e-5
     assert np.abs(model.decode(IDS[7]) - whole[7]).max() < 1e-5
     assert model.generate_batch_ids([ids], max_new_tokens=5) == [list(load(tiny).generate_ids(ids, max_new_tokens=5))]
 
 
-def test_prompts_may_have_a_graph_of_their_own(tiny: Path, tmp_path: Path) -> None:
+def split_folder(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A folder with the graph of `tiny` for steps and another one's for prompts, and the folder of that other one."""
     folder = shutil.copytree(tiny, tmp_path / "split")
     other = write_tiny_graph(tmp_path / "other", kv_heads=(2, 1), seed=5)
     shutil.copyfile(other / "model.onnx", folder / "prefill.onnx")
@@ -54,6 +56,22 @@ def test_prompts_may_have_a_graph_of_their_own(tiny: Path, tmp_path: Path) -> No
             entry.value = "prefill.onnx.data" if entry.key == "location" else entry.value
     onnx.save(renamed, folder / "prefill.onnx")
     shutil.copyfile(other / "model.onnx.data", folder / "prefill.onnx.data")
+    return folder, other
+
+
+def test_steps_of_many_rows_run_in_the_graph_of_prompts(tiny: Path, tmp_path: Path) -> None:
+    folder, other = split_folder(tiny, tmp_path)
+    config = replace(read_runtime(folder), own_prefill=True, step_rows=3)
+    batch, prompts = BatchDecoder(Decoder(folder, config, 1), 4), load(other)
+    for rows in (1, 2, 3, 4):
+        batch.admit(np.array(IDS))
+        found = batch.step(np.full(rows, 9))
+        alone = prompts.logits([*IDS, 9])[-1]
+        assert bool(np.abs(found[rows - 1] - alone).max() < 1e-5) is (rows >= 3)
+
+
+def test_prompts_may_have_a_graph_of_their_own(tiny: Path, tmp_path: Path) -> None:
+    folder, other = split_folder(tiny, tmp_path)
     config = replace(read_runtime(folder), own_prefill=True)
     ids = np.array(IDS)
     split, steps, prompts = Decoder(folder, config, 1), Decoder(tiny, read_runtime(tiny), 1), load(other)
