@@ -13,8 +13,11 @@ from slmdeploy.building import prepacking
 from slmdeploy.building.build import build
 from slmdeploy.building.prepacking import prepack
 from slmdeploy.errors import GateError
+from slmdeploy.exporting.export import export
+from slmdeploy.runtime.encoder_model import load_encoder
 from slmdeploy.runtime.model import Model, load
-from slmdeploy.specs import Profile
+from slmdeploy.specs import Profile, load_profile
+from tests.exporting.encoders import write_encoder
 from tests.graphs import write_manifest, write_tiny_graph
 
 IDS = [0, 5, 60, 7, 111]
@@ -114,5 +117,17 @@ def test_a_profile_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     artifact = open_artifact(tmp_path / "build", "build")
     assert artifact.result["passed"]
     assert artifact.result["prepacked"]["tensors"] > 0
+    assert any(rung["name"].startswith("decoded together") for rung in artifact.result["parity"])
     assert any("prepacked_0" in entry for entry in entries(tmp_path / "build" / "model.onnx").values())
     assert load(tmp_path / "build").generate_ids([1], max_new_tokens=1) is not None
+
+
+@pytest.mark.slow
+def test_an_encoder_too(tmp_path: Path) -> None:
+    write_encoder(tmp_path / "checkpoint", role="embed", max_position_embeddings=128)
+    export(tmp_path / "checkpoint", out=tmp_path / "graph")
+    profile = load_profile("cpu-fp32").model_copy(update={"prepacked": True})
+    made = build(tmp_path / "graph", profile=profile, out=tmp_path / "build")
+    assert made.result["prepacked"]["tensors"] > 0
+    vectors = [load_encoder(folder, threads=1).embed(["a b"]) for folder in (tmp_path / "graph", tmp_path / "build")]
+    assert np.allclose(*vectors, atol=1e-5)
