@@ -34,12 +34,25 @@ class Fused:
 
 def fuse(model: ir.Model) -> Fused:
     """Change ``model`` in place; returns what was changed."""
+    return Fused(fuse_attention(model), fuse_biases(model), unfuse_norms(model))
+
+
+def fuse_attention(model: ir.Model) -> int:
+    """The first of the forms alone; how many pieces took it."""
     model.graph.opset_imports.setdefault(MICROSOFT, 1)
-    attention = sum(_fuse_attention(found) for found in list(_attentions(model.graph)))
-    biases = sum(_fuse_biases(node) for node in list(model.graph) if node.op_type == "Split")
-    norms = sum(_unfuse_norm(node) for node in list(model.graph) if node.op_type in _NORMS)
+    changed = sum(_fuse_attention(found) for found in list(_attentions(model.graph)))
     RemoveUnusedNodesPass()(model)
-    return Fused(attention, biases, norms)
+    return changed
+
+
+def fuse_biases(model: ir.Model) -> int:
+    """The second of the forms alone; how many pieces took it."""
+    return sum(_fuse_biases(node) for node in list(model.graph) if node.op_type == "Split")
+
+
+def unfuse_norms(model: ir.Model) -> int:
+    """The third of the forms alone; how many pieces took it."""
+    return sum(_unfuse_norm(node) for node in list(model.graph) if node.op_type in _NORMS)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from .errors import CorruptArtifactError, InputError
 from .session import Binding, as_value, open_session
 
 GRAPH = "model.onnx"
-BATCH_TOKENS = 4096
-"""Places in a batch, padding included: more gains nothing on a CPU and takes memory for attention."""
+BATCH_TOKENS = 256
+"""Places in a batch, padding included: what the values of one layer still fit the caches with. A batch of 1024 takes a
+quarter longer per text of a BERT-base in W8A8 (benchmarks/encoder_forms.py)."""
 Text = str | tuple[str, str]
 Floats = npt.NDArray[np.float32]
 
@@ -76,7 +77,7 @@ def _check_text(text: str, index: int) -> None:
         raise InputError(f"Text {index} is no Unicode text: it has half a surrogate pair or bytes that are no UTF-8.")
 
 
-def batches(lengths: Sequence[int], places: int = BATCH_TOKENS) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], places: int) -> Iterator[list[int]]:
     """Indices of rows that are run together: of like length, the longest first, at most `places` with padding."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -103,6 +104,8 @@ def feed(rows: Sequence[Row], config: EncoderConfig) -> dict[str, npt.NDArray[np
 
 class Encoder:
     """model.onnx of an encoder folder, open."""
+
+    batch_tokens = BATCH_TOKENS
 
     def __init__(self, folder: Path, config: EncoderConfig, threads: int) -> None:
         self._config, self._path = config, folder / GRAPH
@@ -158,7 +161,7 @@ class Encoder:
         self._check_rows(rows)
         found: list[Floats] = [np.empty(0, np.float32)] * len(rows)
         per_token = len(self.outputs[name]) == 3
-        for batch in batches([len(row.ids) for row in rows]):
+        for batch in batches([len(row.ids) for row in rows], self.batch_tokens):
             (output,) = self.run([rows[i] for i in batch], [name])
             for place, i in enumerate(batch):
                 found[i] = output[place, : len(rows[i].ids)] if per_token else output[place]

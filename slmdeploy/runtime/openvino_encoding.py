@@ -15,6 +15,8 @@ from .openvino_session import GRAPH, OpenVinoModel
 class OpenVinoEncoder(Encoder):
     """openvino_model.xml of an encoder folder, open."""
 
+    batch_tokens = 4096  # this engine gains from larger batches, and beyond these nothing
+
     def __init__(self, folder: Path, config: EncoderConfig, threads: int) -> None:
         assert config.inference_precision is not None, "only builds of the engine openvino run here"
         self._config, self._path = config, folder / GRAPH

@@ -95,7 +95,7 @@ def test_batches_hold_rows_of_like_length_and_all_rows_once() -> None:
     lengths = [3, 50, 4, 49, 3, 50, 120]
     found = list(batches(lengths, places=100))
     assert found == [[6], [1, 5], [3, 2], [0, 4]]
-    assert list(batches([])) == []
+    assert list(batches([], places=100)) == []
 
 
 def test_load_gives_the_class_that_fits(folders: dict[str, Path], tiny: Path) -> None:
