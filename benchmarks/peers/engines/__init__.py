@@ -1,0 +1,1 @@
+"""One module per engine, each with `prepare`, `open_engine` and `versions`, which worker.py calls."""
