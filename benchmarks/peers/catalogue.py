@@ -92,7 +92,7 @@ PEERS = (
          {"precision": "int4", "block_size": 128, "extra": ["shared_embeddings=false"]}, _LOOP),
     Peer("genai-int8", "genai", "genai", 8, Form(8.25, 8.25, "8/8/32", "f32", _BLOCKS),
          {"precision": "int8", "block_size": 128, "extra": ["shared_embeddings=false"]}, _LOOP),
-    Peer("openvino-genai-int4", "openvino_genai_", "ovgenai", 4, Form(4.125, 8, "4/8/8", *_OV), {"bits": 4},
+    Peer("openvino-genai-int4", "openvino_genai_", "ovgenai", 4, Form(4.25, 8, "4/8/8", *_OV), {"bits": 4},
          f"{_BATCH} by its prefix cache"),
     Peer("openvino-genai-int8", "openvino_genai_", "ovgenai", 8, Form(8, 8, "8/8/8", *_OV), {"bits": 8},
          f"{_BATCH} by its prefix cache"),
@@ -127,9 +127,12 @@ def our_peers() -> tuple[Peer, ...]:
 
 
 def _ours(profile: Profile) -> Peer:
-    tables = f"{profile.head.bits}/{profile.embedding.bits}"
-    head = profile.head.bits + (32 / profile.head.block_size if profile.head.bits < 32 else 0)
-    form = Form(_stored(profile.weights), head, f"{profile.weights.bits}/{tables}", "f32", _activations(profile))
+    if profile.engine == "openvino":  # it has one form for both tables, and its profiles do not state it
+        form = Form(_stored(profile.weights), 8, f"{profile.weights.bits}/8/8", *_OV)
+    else:
+        tables = f"{profile.head.bits}/{profile.embedding.bits}"
+        head = profile.head.bits + (32 / profile.head.block_size if profile.head.bits < 32 else 0)
+        form = Form(_stored(profile.weights), head, f"{profile.weights.bits}/{tables}", "f32", _activations(profile))
     options = {"profile": profile.name}
     scoring = "items packed behind the prefix"
     return Peer(f"{OURS} {profile.name}", "ours", None, profile.weights.bits, form, options, scoring, _BOTH, True)

@@ -101,25 +101,29 @@ def _turn(plan: Plan, journal: Journal, places: Places, shape: Shape, peer: Peer
     if not wanted:
         return
     started, stolen = time.monotonic(), stolen_ticks()
-    about = {"load": os.getloadavg()[0], "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    lines: list[Line] = []
+    about: Line = {"load": os.getloadavg()[0], "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    reasons: dict[str, str] = {}
+
+    def write(case: Case, outcome: Line) -> None:
+        steal = stolen_share(stolen, stolen_ticks())
+        journal.write({**key, "case": case.name, **outcome, **about, "steal": steal})
+        reasons.update({str(why): case.name for name, why in outcome.items() if name in ("missing", "failed")})
+
     try:
         folder = ensure(peer, shape, places)
         command = worker_command(peer, folder, places, plan.threads)
         with WorkerProcess(peer.name, command, threads=plan.threads, timeout_s=_ASK_SECONDS) as client:
             about["versions"] = client.hello["versions"]
             for case, outcome in measured(client, wanted, shape, round_, weight_bytes(folder)):
-                lines.append({"case": case.name, **outcome})
+                write(case, outcome)
     except NotRun as reason:
-        lines = [{"case": case.name, "missing": str(reason)} for case in wanted]
+        for case in wanted:
+            write(case, {"missing": str(reason)})
     except SlmdeployError as error:
-        done = {line["case"] for line in lines}
-        lines += [{"case": case.name, "failed": str(error)[:500]} for case in wanted if case.name not in done]
-    about["steal"] = stolen_share(stolen, stolen_ticks())
-    for line in lines:
-        journal.write(key | line | about)
-    notes = {str(line.get("missing") or line.get("failed")) for line in lines if "value" not in line}
-    say(f"round {round_ + 1} {shape.name} {peer.name}: {time.monotonic() - started:.0f} s {'; '.join(sorted(notes))}")
+        for case in wanted:
+            if not journal.has(**key, case=case.name):
+                write(case, {"failed": str(error)[:500]})
+    say(f"round {round_ + 1} {shape.name} {peer.name}: {time.monotonic() - started:.0f} s {'; '.join(reasons)}")
 
 
 def worker_command(peer: Peer, folder: Path, places: Places, threads: int) -> list[str]:

@@ -1,8 +1,8 @@
 """What has to be there before anything is measured: environments by venv and pip, and one folder per engine and model.
 
-Everything is made once and found again by its key, a hash of what determined it: requirements, options, the sources
-that convert. An engine that cannot be installed or cannot convert the model is not an error here but a result: its rows
-say why.
+Everything is made once and found again by its key, a hash of what determined it: requirements and options, for our own
+builds the profile and the sources that build. An engine that cannot be installed or cannot convert the model is not an
+error here but a result: its rows say why.
 """
 
 import hashlib
@@ -20,7 +20,6 @@ from benchmarks.peers.checkpoints import ensure_checkpoint
 from benchmarks.peers.shapes import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
-_ENGINES = ROOT / "benchmarks" / "peers" / "engines"
 _CONVERT_SECONDS = 3600
 _STAMP = "finished.json"
 _NOT_WEIGHTS = ("*token*", "finished*", "manifest.json", "standard.onnx*")
@@ -66,7 +65,7 @@ def build_key(peer: Peer, shape: Shape) -> str:
         profile = (ROOT / "profiles" / f"{peer.options['profile']}.toml").read_text()
         return digest(profile, sources(house / "exporting", house / "building"), shape.config)
     needs = ENVIRONMENTS[peer.environment].requirements if peer.environment else ()
-    return digest(peer.module, peer.options, needs, shape.config, (_ENGINES / f"{peer.module}.py").read_text())
+    return digest(peer.module, peer.options, needs, shape.config)
 
 
 def version_key(peer: Peer, shape: Shape) -> str:

@@ -4,6 +4,7 @@ The defaults include an 8-bit KV cache and, where the CPU has AMX, bfloat16 or 8
 Items are scored by its prefix cache: each is a prompt whose beginning the pipeline has seen.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -24,8 +25,11 @@ def prepare(checkpoint: Path, folder: Path, bits: int) -> None:
     """Export and compress as `optimum-cli export openvino --weight-format` does."""
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
-    groups = {"group_size": 128, "ratio": 1.0, "sym": True} if bits == 4 else {}
-    wanted = OVWeightQuantizationConfig(bits=bits, **groups)
+    sizes = json.loads((checkpoint / "config.json").read_text())
+    # nncf wants a size of groups that divides every input; 128 is the usual one.
+    group = 128 if sizes["hidden_size"] % 128 == sizes["intermediate_size"] % 128 == 0 else 64
+    settings: dict[str, Any] = {"group_size": group, "ratio": 1.0, "sym": True} if bits == 4 else {}
+    wanted = OVWeightQuantizationConfig(bits=bits, **settings)
     model = OVModelForCausalLM.from_pretrained(checkpoint, export=True, compile=False, quantization_config=wanted)
     model.save_pretrained(folder)
 

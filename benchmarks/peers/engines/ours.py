@@ -6,23 +6,21 @@ quality on a trained model is in docs/quantisation.md.
 
 import json
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.protocol import Rows
+from benchmarks.peers.protocol import NotOffered, Rows
 
 GRAPH = "ours-graph"
 
 
 def versions(profile: str) -> dict[str, str]:
     """Of what a build needs at run time."""
-    import onnxruntime
-
-    import slmdeploy
-
-    return {"slmdeploy": slmdeploy.__version__, "onnxruntime": onnxruntime.__version__}
+    names = ["slmdeploy", "openvino" if profile.startswith("openvino") else "onnxruntime"]
+    return {name: version(name) for name in names}
 
 
 def export_graph(checkpoint: Path, folder: Path) -> None:
@@ -78,7 +76,7 @@ class Ours:
         if len(prompts) == 1:
             yield from self._model.generate_ids(prompts[0], max_new_tokens=new_tokens, ignore_eos=True)
             return
-        decoder = self._model._batch_decoder(len(prompts))
+        decoder = self._batch_decoder(len(prompts))
         decoder.reserve(len(prompts[0]) + new_tokens)
         tokens = np.array([decoder.admit(np.array(prompt, np.int64)).argmax() for prompt in prompts], np.int64)
         yield tokens
@@ -87,6 +85,14 @@ class Ours:
             yield tokens
         for row in reversed(range(len(prompts))):
             decoder.release(row)
+
+    def _batch_decoder(self, rows: int) -> Any:
+        from slmdeploy.runtime.errors import InputError
+
+        try:
+            return self._model._batch_decoder(rows)
+        except InputError as error:
+            raise NotOffered(str(error)) from error
 
     def begin(self, prefix: Sequence[int], hot: bool) -> None:
         """Remembered: `score_ids` computes it, and keeps what it has computed for the next call."""
