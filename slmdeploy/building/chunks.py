@@ -14,8 +14,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
+from slmdeploy.building.ladder import SELF_LIMIT, compare
 from slmdeploy.runtime.bundle import RUNTIME
 from slmdeploy.runtime.decoding import GRAPH
 from slmdeploy.runtime.model import Model
@@ -35,7 +37,8 @@ _COMPUTED_TABLES = "rope"
 def choose_chunk(model: Model, folder: Path) -> dict[str, Any] | None:
     """Set the piece in which ``folder``'s prompts run to what is fastest for ``model``; medians in ms by piece.
 
-    A prompt of 512 tokens, or of the context. None, and whole prompts, where pieces cannot be used or do not matter.
+    A prompt of 512 tokens, or of the context. None, and whole prompts, where pieces cannot be used or do not matter;
+    whole prompts, too, where the pieces give other logits than the whole does (`parity` says).
     """
     runtime = model.runtime
     length = min(_PROMPT, runtime.max_length)
@@ -44,14 +47,13 @@ def choose_chunk(model: Model, folder: Path) -> dict[str, Any] | None:
     ids = np.random.default_rng(0).integers(0, runtime.vocab_size, length).tolist()
     medians = _medians(model, ids, [chunk for chunk in _CHUNKS if chunk < length])
     best = min(medians.values())
-    chosen = min((chunk for chunk, ms in medians.items() if ms <= best * _TIE), key=lambda chunk: chunk or length)
+    fastest = min((chunk for chunk, ms in medians.items() if ms <= best * _TIE), key=lambda chunk: chunk or length)
+    rung = compare("prompt in pieces", *(_prefilled(model, ids, chunk) for chunk in (0, fastest)), None, SELF_LIMIT)
+    chosen = fastest if rung.passed else 0
     model.decoder.prefill_chunk = chosen
     write_prefill(folder, chunk=chosen)
-    return {
-        "chunk": chosen,
-        "prompt_tokens": length,
-        "ms": {str(chunk or "whole"): ms for chunk, ms in medians.items()},
-    }
+    times = {str(chunk or "whole"): ms for chunk, ms in medians.items()}
+    return {"chunk": chosen, "prompt_tokens": length, "ms": times, "parity": rung.as_dict()}
 
 
 def write_prefill(folder: Path, **changes: int) -> None:
@@ -90,3 +92,8 @@ def _seconds(model: Model, ids: list[int], chunk: int) -> float:
     started = time.perf_counter()
     model.prefill(ids)
     return time.perf_counter() - started
+
+
+def _prefilled(model: Model, ids: list[int], chunk: int) -> npt.NDArray[np.float32]:
+    model.decoder.prefill_chunk = chunk
+    return model.prefill(ids)[None]

@@ -99,6 +99,15 @@ class Alone:
         """The row behind one more token, from all tokens so far."""
         return self.prefill([*self._ids, token])
 
+    def forced(self, prompt: Sequence[int], tokens: Sequence[int]) -> Floats:
+        """The rows behind the prompt and behind each of the tokens, all from one run over all of them.
+
+        A few rows behind a long prompt are run one by one: a head over all positions would cost more than that.
+        """
+        if len(tokens) * len(tokens) < len(prompt):
+            return _in_steps(self, prompt, tokens)
+        return self._model.logits([*prompt, *tokens])[len(prompt) - 1 :]
+
     def batch_logits(self, rows: Sequence[Sequence[int]]) -> list[Floats]:
         """Last position's row of each sequence, one after the other."""
         return [self._model.prefill(row).copy() for row in rows]
@@ -235,6 +244,10 @@ def _alike(name: str, ask: Callable[[Logits], Floats]) -> Check:
 
 
 def _teacher_forced(model: Logits, prompt: list[int], tokens: list[int]) -> Floats:
+    return model.forced(prompt, tokens) if isinstance(model, Alone) else _in_steps(model, prompt, tokens)
+
+
+def _in_steps(model: Logits, prompt: Sequence[int], tokens: Sequence[int]) -> Floats:
     rows = [model.prefill(prompt).copy()]
     rows += [model.decode(token).copy() for token in tokens]
     return np.stack(rows)

@@ -35,7 +35,13 @@ def test_the_fastest_piece_goes_into_runtime_json(
     monkeypatch.setattr(chunks, "_seconds", fake)
     found = chunks.choose_chunk(open_folder(folder), folder)
     ms = {str(chunk or "whole"): value * 1e3 for chunk, value in seconds.items()}
-    assert found == {"chunk": chosen, "prompt_tokens": 300, "ms": ms}
+    assert found is not None
+    assert found["parity"]["passed"]
+    assert {key: found[key] for key in ("chunk", "prompt_tokens", "ms")} == {
+        "chunk": chosen,
+        "prompt_tokens": 300,
+        "ms": ms,
+    }
     assert read_runtime(folder).prefill_chunk == chosen
     assert asked[:8] == [(300, 0), (300, 256), (300, 128), (300, 64)] * 2, "interleaved"
 
@@ -50,6 +56,17 @@ def test_what_is_timed_is_a_prompt_in_pieces(tmp_path: Path) -> None:
     assert chosen is not None
     assert set(chosen["ms"]) == {"whole", "128", "64"}
     assert np.abs(open_folder(folder).prefill(ids) - whole).max() < 1e-5
+
+
+def test_pieces_that_give_other_logits_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_tiny_graph(tmp_path / "build", max_length=140)
+    monkeypatch.setattr(chunks, "_seconds", lambda model, ids, chunk: 1.0 if chunk else 2.0)
+    right = chunks._prefilled
+    monkeypatch.setattr(chunks, "_prefilled", lambda model, ids, chunk: right(model, ids, 0) + (0.5 if chunk else 0))
+    found = chunks.choose_chunk(open_folder(folder), folder)
+    assert found is not None
+    assert not found["parity"]["passed"]
+    assert found["chunk"] == read_runtime(folder).prefill_chunk == 0
 
 
 def test_a_short_context_has_no_choice(tmp_path: Path) -> None:
