@@ -66,14 +66,14 @@ class Target(Spec):
 class Weights(Spec):
     """How the linear layers inside the blocks are stored and multiplied."""
 
-    scheme: Literal["fp32", "w8a8", "weight-only"]
+    scheme: Literal["fp32", "w8a8", "w8a8-static", "weight-only"]
     bits: Literal[4, 8, 32] = 32
     block_size: Literal[16, 32, 64, 128, 256] = 128
     symmetric: bool = True
 
     @model_validator(mode="after")
     def _bits_fit_the_scheme(self) -> Self:
-        allowed = {"fp32": (32,), "w8a8": (8,), "weight-only": (4, 8)}[self.scheme]
+        allowed = {"fp32": (32,), "w8a8": (8,), "w8a8-static": (8,), "weight-only": (4, 8)}[self.scheme]
         if self.bits not in allowed:
             raise ValueError(f"bits = {self.bits} does not go with scheme = {self.scheme!r}: use {allowed}")
         return self
@@ -144,6 +144,8 @@ class Profile(Spec):
         for name in strange:
             if name in self.model_fields_set:
                 raise ValueError(f"engine = {self.engine!r} does not take {name}")
+        if self.engine == "openvino" and self.weights.scheme == "w8a8-static":
+            raise ValueError("engine = 'openvino' has no scheme w8a8-static: use w8a8, whose ranges it calibrates")
         per_channel = self.weights.scheme == "weight-only" and self.weights.bits == 8
         if self.engine == "openvino" and per_channel and "block_size" in self.weights.model_fields_set:
             raise ValueError("engine = 'openvino' has one scale per channel at 8 bits: leave block_size out")

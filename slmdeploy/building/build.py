@@ -38,6 +38,7 @@ from slmdeploy.building.prepacking import prepack
 from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
 from slmdeploy.building.reference import Reference
 from slmdeploy.building.standard_graph import STANDARD
+from slmdeploy.building.static_w8a8 import Range
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.encoder_config import is_encoder
@@ -99,12 +100,13 @@ class _Bench:
     comparison: Comparison
     plan: dict[str, Weights]
     progress: Progress
+    ranges: dict[str, Range] = field(default_factory=dict)
     kept: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path, plan: dict[str, Weights]) -> Model:
         """The graph under ``plan`` in ``folder``, opened; nothing of an earlier one is left there."""
         model = read_model(self.graph)
-        quantize(model, plan)
+        quantize(model, plan, self.ranges)
         precision = precision_of({STEPS: self.profile.weights})
         write_folder(model, self.graph, folder, precision=precision, session=self.profile.session)
         return open_build(folder, self.profile)
@@ -161,7 +163,9 @@ def _compile_form(reference: Reference, folder: Path, profile: Profile, progress
         model = open_build(folder, profile)
         chosen = {"scoring": choose_lanes(model, folder), "prefill": choose_chunk(model, folder)}
         return _as_it_is(profile, model) | chosen
-    bench = _Bench(reference.graph, profile, reference.comparison, plan, progress)
+    static = any(form.scheme == "w8a8-static" for form in plan.values())
+    ranges = reference.ranges if static else {}
+    bench = _Bench(reference.graph, profile, reference.comparison, plan, progress, ranges)
     _settle_tables(bench)
     model = bench.write(folder, bench.plan)
     quality = bench.comparison.quality(model)

@@ -49,6 +49,8 @@ def plan_for(profile: Profile, model: ir.Model) -> dict[str, Weights]:
     """
     if profile.scoring is not None:
         raise InputError(f"profile {profile.name!r} has a form of its own for scoring, and an encoder has one graph")
+    if profile.weights.scheme == "w8a8-static":
+        raise InputError(f"profile {profile.name!r} has static ranges, which are calibrated for decoders alone")
     layers = linears(model)
     if profile.weights.scheme != "fp32" and not layers:
         raise InputError(

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -220,22 +221,22 @@ def _generation_seconds(model: Model, prompt: list[int], steps: int) -> dict[str
     return {"prefill": first - started, "decode": time.perf_counter() - first}
 
 
-def sequences_for(reference: Model, data: Path | None) -> tuple[list[list[int]], str]:
+def sequences_for(reference: Model, data: Path | None, *, skip: int = 0) -> tuple[list[list[int]], str]:
     """Token sequences to compare on, 3,072 tokens or less in all, and where they come from.
 
     With ``data``: a seeded draw from its validation split, generate and score records alternating. Without: sampled
-    from ``reference`` itself at temperature 1, which is text the model knows well and so the milder test.
+    from ``reference`` itself at temperature 1, which is text the model knows well and so the milder test. The first
+    ``skip`` of all sequences are left out, so that calibration sees others than the gate.
     """
     length = min(_SEQUENCE_TOKENS, reference.runtime.max_length)
     budget = max(length, min(_TOKENS, _KEPT_NUMBERS // reference.runtime.vocab_size))
     if data is None:
-        return [_sample(reference, length, seed) for seed in range(budget // length)], SOURCE_SELF
+        return [_sample(reference, length, seed) for seed in range(skip, skip + budget // length)], SOURCE_SELF
     sequences: list[list[int]] = []
-    for ids in _records(reference, data):
-        if sum(map(len, sequences)) + min(len(ids), length) > budget:
+    for ids in islice((ids[:length] for ids in _records(reference, data) if len(ids) > 1), skip, None):
+        if sum(map(len, sequences)) + len(ids) > budget:
             break
-        if len(ids) > 1:
-            sequences.append(ids[:length])
+        sequences.append(ids)
     if not sequences:
         raise InputError(f"{data} has no record of two tokens or more in generate.valid.jsonl or score.valid.jsonl")
     return sequences, SOURCE_DATA

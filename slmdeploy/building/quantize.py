@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from slmdeploy.building.blockwise import replace_gather, replace_matmul
 from slmdeploy.building.rewriting import remove_unused_initializers, weight_array
+from slmdeploy.building.static_w8a8 import Range, StaticQuantizer
 from slmdeploy.building.w8a8 import TokenQuantizer, cut_in_two
 from slmdeploy.errors import InputError
 from slmdeploy.specs import Profile, Storage, Weights
@@ -73,25 +74,32 @@ def stored(storage: Storage) -> Weights:
 
 
 def higher(form: Weights) -> Weights:
-    """The next more precise form of a layer that costs too much quality: 8 bits for 4, fp32 for 8."""
+    """The next more precise form of a layer that costs too much quality: from static by token to by block, to fp32."""
+    if form.scheme == "w8a8-static":
+        return Weights(scheme="w8a8", bits=8)
+    if form.scheme == "w8a8":
+        return Weights(scheme="weight-only", bits=8)
     return form.model_copy(update={"bits": 8}) if form.bits == 4 else FP32
 
 
-def quantize(model: ir.Model, plan: Plan) -> None:
-    """Change ``model`` in place: each part named in ``plan`` takes its form, and weights no longer read are removed."""
+def quantize(model: ir.Model, plan: Plan, ranges: Mapping[str, Range] | None = None) -> None:
+    """Change ``model`` in place: each part named in ``plan`` takes its form, and weights no longer read are removed.
+
+    ``ranges`` are those of the values that static parts read, by the value's name.
+    """
     forms = {
         half: form
         for name, node in parts(model).items()
         if (form := plan.get(name, FP32)).scheme != "fp32"
-        for half in (cut_in_two(node) if form.scheme == "w8a8" else [node])
+        for half in (cut_in_two(node) if form.scheme in ("w8a8", "w8a8-static") else [node])
     }
-    tokens = TokenQuantizer(model.graph)
+    tokens, static = TokenQuantizer(model.graph), StaticQuantizer(ranges or {})
     for node, form in forms.items():
-        _replace(node, form, tokens)
+        _replace(node, form, tokens, static)
     remove_unused_initializers(model.graph)
 
 
-def _replace(node: ir.Node, form: Weights, tokens: TokenQuantizer) -> None:
+def _replace(node: ir.Node, form: Weights, tokens: TokenQuantizer, static: StaticQuantizer) -> None:
     if node.op_type == "Gather":
         table = node.inputs[0]
         assert table is not None
@@ -101,5 +109,7 @@ def _replace(node: ir.Node, form: Weights, tokens: TokenQuantizer) -> None:
     assert weight is not None
     if form.scheme == "w8a8":
         tokens.replace(node, weight_array(weight))
+    elif form.scheme == "w8a8-static":
+        static.replace(node, weight_array(weight))
     else:
         replace_matmul(node, weight_array(weight), bits=form.bits, block_size=form.block_size, symmetric=form.symmetric)

@@ -7,8 +7,11 @@ not at all where nothing is quantised. Knows nothing of gates.
 from functools import cached_property
 from pathlib import Path
 
+from slmdeploy.building.calibration import calibrate
 from slmdeploy.building.gate import Comparison, sequences_for
 from slmdeploy.building.onnxruntime import open_folder
+from slmdeploy.building.static_w8a8 import Range
+from slmdeploy.errors import InputError
 from slmdeploy.runtime.model import Model
 
 
@@ -31,6 +34,16 @@ class Reference:
     def comparison(self) -> Comparison:
         """The text with the graph's own predictions, to compare candidates with."""
         return Comparison(self.model, self._sequences[0])
+
+    @cached_property
+    def ranges(self) -> dict[str, Range]:
+        """Ranges of what linear layers read, on text that is not compared on (the graph's own if data has no more)."""
+        compared = len(self._sequences[0])
+        try:
+            sequences, _ = sequences_for(self.model, self._data, skip=compared)
+        except InputError:
+            sequences, _ = sequences_for(self.model, None, skip=compared)
+        return calibrate(self.graph, sequences)
 
     @property
     def origin(self) -> str:

@@ -300,8 +300,9 @@ def _judge(profile: Profile, isa: frozenset[str], engines: dict[str, str], targe
         return False, f"{profile.engine} does not run on {target.name}, which has {', '.join(target.engines)}"
     if not any(name in engines for name in (_FLAVOURS if profile.engine == "onnxruntime" else (profile.engine,))):
         return False, f"{profile.engine} is not installed: pip install {profile.engine}"
-    slow = [flag for flag in profile.requires.slow_without if flag not in isa]
-    return True, f"runs, but slowly without {', '.join(slow)}" if slow else "all it needs is here"
+    fast = profile.requires.slow_without
+    slow = fast and isa.isdisjoint(fast)
+    return True, f"runs, but slowly without {' or '.join(fast)}" if slow else "all it needs is here"
 
 
 def doctor(targets: Sequence[Target], profiles: Sequence[Profile]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def open_session(path: Path, *, threads: int, spinning: bool) -> ort.InferenceSe
     # ONNX Runtime would write its own lines to stderr beside the one sentence that we raise.
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    # x86 without VNNI adds pairs of 8-bit products with saturation: this takes exact products there, and is nothing else.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _FAILURES as error:

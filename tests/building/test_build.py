@@ -15,7 +15,7 @@ from slmdeploy.building import phases
 from slmdeploy.building.build import build
 from slmdeploy.errors import CorruptArtifactError, GateError, InputError, OutputExistsError
 from slmdeploy.runtime.model import load
-from slmdeploy.specs import Profile, SessionOptions, Target, list_profiles, load_profile
+from slmdeploy.specs import Profile, SessionOptions, Target, list_profiles
 from tests.building.small import write_graph
 from tests.graphs import write_manifest
 
@@ -238,8 +238,9 @@ def test_raising_layers_stops_as_soon_as_the_gate_passes(graph: Path, tmp_path: 
 
 def test_a_missing_instruction_set_is_refused_before_any_work(graph: Path, tmp_path: Path) -> None:
     poor = EVERYTHING.model_copy(update={"isa": ("avx2",)})
+    needy = profile({"scheme": "fp32"}, requires={"isa": ["avx512_vnni"]})
     with pytest.raises(InputError, match="avx512_vnni"):
-        build(graph, profile=load_profile("cpu-int8"), target=poor, out=tmp_path / "out")
+        build(graph, profile=needy, target=poor, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,7 +270,7 @@ def test_a_corrupt_graph_is_refused_and_leaves_nothing(tmp_path: Path, rehash: b
 
 
 def test_an_invalid_result_is_never_shipped(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(model: Any, plan: Any) -> None:
+    def spoil(model: Any, plan: Any, ranges: Any) -> None:
         next(node for node in model.graph if node.name == "lm_head").op_type = "NoSuchOperator"
 
     monkeypatch.setattr(verb, "quantize", spoil)

@@ -65,7 +65,8 @@ def test_the_next_more_precise_form() -> None:
     four = Weights.model_validate(INT4)
     assert describe(higher(four)) == "int8 block 32"
     assert describe(higher(higher(four))) == "fp32"
-    assert describe(higher(Weights.model_validate(W8A8))) == "fp32"
+    assert describe(higher(Weights.model_validate(W8A8))) == "int8 block 128"
+    assert describe(higher(Weights.model_validate(W8A8 | {"scheme": "w8a8-static"}))) == "w8a8"
 
 
 def test_a_quantised_layer_keeps_its_output_and_loses_its_weight() -> None:
