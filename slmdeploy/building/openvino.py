@@ -61,7 +61,8 @@ def _compile_decoder(
 ) -> dict[str, Any]:
     if read_runtime(graph).interface != "shared":
         raise InputError(
-            f"{graph} is not of dialect 'ort', which profile {profile.name!r} builds from: export it again"
+            f"{graph} is not of dialect 'ort', which profile {profile.name!r} builds from: export it with "
+            "--dialect ort, or use a profile of the engine onnxruntime"
         )
     if profile.weights.scheme == "w8a8":
         raise InputError(f"profile {profile.name!r} has scheme w8a8, which the engine openvino has for encoders alone")

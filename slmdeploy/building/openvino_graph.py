@@ -51,7 +51,8 @@ def stateful_decoder(path: Path) -> Any:
     pasts = [value.get_any_name() for value in model.inputs if value.get_any_name().startswith("past_key_values.")]
     apply_make_stateful_transformation(model, {name: name.replace("past_key_values", "present") for name in pasts})
     _start_empty(model)
-    return model
+    # Nodes that were cut off may live on as readers of nodes of the model, which nncf refuses; a copy has none.
+    return model.clone()
 
 
 def _start_empty(model: Any) -> None:
