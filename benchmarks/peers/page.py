@@ -4,6 +4,7 @@
 """
 
 import json
+import platform
 import subprocess
 import time
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def about(root: Path, threads: int) -> dict[str, Any]:
         "cpu": machine.cpu,
         "threads": threads,
         "memory_bytes": machine.memory_bytes,
-        "system": machine.system,
+        "system": f"{platform.system()} {machine.arch}",
         "isa": [flag for flag in _FLAGS if machine.isa and flag in machine.isa],
     }
     commit = subprocess.run(

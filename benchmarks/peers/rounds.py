@@ -118,11 +118,11 @@ def _turn(plan: Plan, journal: Journal, places: Places, shape: Shape, peer: Peer
                 write(case, outcome)
     except NotRun as reason:
         for case in wanted:
-            write(case, {"missing": str(reason)})
+            write(case, {"missing": places.hidden(str(reason))})
     except SlmdeployError as error:
         for case in wanted:
             if not journal.has(**key, case=case.name):
-                write(case, {"failed": str(error)[:500]})
+                write(case, {"failed": places.hidden(str(error))[:500]})
     say(f"round {round_ + 1} {shape.name} {peer.name}: {time.monotonic() - started:.0f} s {'; '.join(reasons)}")
 
 

@@ -42,6 +42,12 @@ class Places:
         """Checkpoint and folders of one model."""
         return self.work / "models" / shape.name
 
+    def hidden(self, text: str) -> str:
+        """A message without the paths of this machine, which have no place in committed results."""
+        for path, name in ((self.work, "WORK"), (self.environments, "ENVS"), (ROOT, ".")):
+            text = text.replace(str(path), name)
+        return text
+
     def folder(self, shape: Shape, peer: Peer) -> Path:
         """What one engine runs."""
         return self.model(shape) / peer.name.replace(" ", "-")

@@ -92,7 +92,7 @@ class Ours:
         try:
             return self._model._batch_decoder(rows)
         except InputError as error:
-            raise NotOffered(str(error)) from error
+            raise NotOffered("a build of this engine decodes one sequence at a time") from error
 
     def begin(self, prefix: Sequence[int], hot: bool) -> None:
         """Remembered: `score_ids` computes it, and keeps what it has computed for the next call."""
