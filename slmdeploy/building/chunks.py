@@ -8,7 +8,6 @@ prompts, because the first piece would take the frequencies of a shorter one.
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from slmdeploy.building.ladder import SELF_LIMIT, compare
+from slmdeploy.building.timing import turns
 from slmdeploy.runtime.bundle import RUNTIME
 from slmdeploy.runtime.decoding import GRAPH
 from slmdeploy.runtime.model import Model
@@ -26,8 +26,7 @@ _CHUNKS = (0, 512, 256, 128, 64)
 _PROMPT = 512
 _SHORTEST = 128
 """Prompts below it are one piece anyway."""
-_WARM_UP, _LEAST_ROUNDS, _ROUNDS = 1, 3, 9
-_SECONDS = 10.0
+_WARM_UP, _ROUNDS = 1, 9
 _TIE = 1.03
 """A smaller piece that is slower by less is taken: it needs less memory."""
 _COMPUTED_TABLES = "rope"
@@ -69,22 +68,14 @@ def may_be_cut(folder: Path) -> bool:
 
 
 def _medians(model: Model, ids: list[int], chunks: list[int]) -> dict[int, float]:
-    """Milliseconds of the prompt by chunk, from interleaved rounds; fewer of them for a slow model."""
+    """Milliseconds of the prompt by chunk, from interleaved rounds."""
     times: dict[int, list[float]] = {chunk: [] for chunk in chunks}
-    for turn in _turns():
+    for counts in turns(_WARM_UP, _ROUNDS):
         for chunk, seconds in times.items():
             elapsed = _seconds(model, ids, chunk)
-            if turn >= _WARM_UP:
+            if counts:
                 seconds.append(elapsed)
     return {chunk: median(seconds) * 1e3 for chunk, seconds in times.items()}
-
-
-def _turns() -> Iterator[int]:
-    started = time.perf_counter()
-    for turn in range(_WARM_UP + _ROUNDS):
-        if turn >= _WARM_UP + _LEAST_ROUNDS and time.perf_counter() - started > _SECONDS:
-            return
-        yield turn
 
 
 def _seconds(model: Model, ids: list[int], chunk: int) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from slmdeploy.building.timing import turns
 from slmdeploy.runtime.bundle import RUNTIME
 from slmdeploy.runtime.model import Model
 from slmdeploy.runtime.session import physical_cores
@@ -39,13 +40,13 @@ def choose_lanes(model: Model, folder: Path) -> dict[str, Any] | None:
     prefix, items = _request(runtime.vocab_size, runtime.max_length)
     draw = np.random.default_rng(1)
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(_WARM_UP + _ROUNDS):
+    for counts in turns(_WARM_UP, _ROUNDS):
         for name, candidate in candidates.items():
             # A scorer keeps the last prefix ready, so each is another. The first call of a turn meets threads of the
             # other side that still spin.
             prefixes = draw.integers(0, runtime.vocab_size, (1 + _REPEATS, prefix)).tolist()
             seconds = [_seconds(candidate, one, items) for one in prefixes][1:]
-            times[name] += seconds if turn >= _WARM_UP else []
+            times[name] += seconds if counts else []
     medians = {name: median(seconds) * 1e3 for name, seconds in times.items()}
     chosen = medians["in_lanes_ms"] < medians["in_one_ms"]
     settings = json.loads((folder / RUNTIME).read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from slmdeploy.building.chunks import write_prefill
+from slmdeploy.building.timing import turns
 from slmdeploy.runtime.batching import BatchDecoder
 from slmdeploy.runtime.model import Model
 
@@ -51,13 +52,13 @@ def _step_ms(model: Model, rows: int) -> tuple[float, float]:
     random = np.random.default_rng(rows)
     batches = [_batch(model, rows, random, step_rows) for step_rows in (0, 1)]
     times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(_WARM_UP + _STEPS):
+    for counts in turns(_WARM_UP, _STEPS):
         for batch, seconds in zip(batches, times, strict=True):
             tokens = random.integers(0, model.runtime.vocab_size, rows)
             started = time.perf_counter()
             batch.step(tokens)
             elapsed = time.perf_counter() - started
-            if turn >= _WARM_UP:
+            if counts:
                 seconds.append(elapsed)
     own, other = (median(seconds) * 1e3 for seconds in times)
     return own, other
