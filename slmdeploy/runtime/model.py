@@ -184,8 +184,8 @@ class Model:
         decoder = self._decoder
         if not isinstance(decoder, decoding.Decoder):
             raise InputError(
-                f"{self.path} has the {self.runtime.interface} interface, which decodes one sequence at a time: batches "
-                "need a graph of --dialect ort, or a build of it for the engine onnxruntime."
+                f"{self.path} has the {self.runtime.interface} interface, which decodes one sequence at a time: "
+                "batches need a graph of --dialect ort, or a build of it for the engine onnxruntime."
             )
         return BatchDecoder(decoder, slots)
 
