@@ -95,7 +95,7 @@ def _rotated(peers: Sequence[Peer], round_: int) -> Iterable[Peer]:
 
 def _turn(plan: Plan, journal: Journal, places: Places, shape: Shape, peer: Peer, round_: int, say: Say) -> None:
     """One engine's process in one round: every cell that is not there yet."""
-    key = {"engine": peer.name, "version": version_key(peer, shape), "model": shape.name, "round": round_}
+    key = {"engine": peer.name, "version": version_key(peer, shape, plan.threads), "model": shape.name, "round": round_}
     wanted = [case for case in plan.cases if case.applies(shape, peer.is_ours)]
     wanted = [case for case in wanted if not journal.has(**key, case=case.name)]
     if not wanted:

@@ -74,10 +74,10 @@ def build_key(peer: Peer, shape: Shape) -> str:
     return digest(peer.module, peer.options, needs, shape.config)
 
 
-def version_key(peer: Peer, shape: Shape) -> str:
-    """What a figure is known by, so that a rerun measures anew what has changed: the build and what runs it."""
+def version_key(peer: Peer, shape: Shape, threads: int) -> str:
+    """What a figure is known by, so that a rerun measures anew what has changed: the build, what runs it, threads."""
     ran_by = sources(ROOT / "slmdeploy" / "runtime") if peer.is_ours else ""
-    return digest(build_key(peer, shape), ran_by)
+    return digest(build_key(peer, shape), ran_by, threads)
 
 
 def python_of(peer: Peer, places: Places) -> Path:

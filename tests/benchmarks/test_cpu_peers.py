@@ -185,7 +185,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(rounds, "WorkerProcess", process)
     monkeypatch.setattr(rounds, "ensure", lambda *_: ROOT / "profiles")
     monkeypatch.setattr(rounds, "worker_command", lambda *_: [])
-    monkeypatch.setattr(rounds, "version_key", lambda peer, _: f"v-{peer.name}")
+    monkeypatch.setattr(rounds, "version_key", lambda peer, *_: f"v-{peer.name}")
     monkeypatch.setattr(rounds, "_limits", lambda *_: {"engine": "limits", "case": "limits", "round": 0, "values": {}})
     return started
 
