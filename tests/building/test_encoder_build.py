@@ -17,7 +17,7 @@ from slmdeploy.errors import InputError
 from slmdeploy.exporting.export import export
 from slmdeploy.runtime.encoder_model import load_encoder
 from slmdeploy.specs import Profile, Target, load_profile
-from tests.exporting.encoders import write_encoder
+from tests.exporting.encoders import FAMILIES, ROLES, write_encoder
 
 TEXTS = ["The cat sat.", "where", "where is the cat on? the cat sat on the, on, on."]
 EVERYTHING = Target.model_validate(
@@ -145,3 +145,17 @@ def test_an_encoder_goes_from_graph_to_package_on_the_command_line(graphs: dict[
     command = [sys.executable, str(tmp_path / "package" / "run"), "embed", *TEXTS, "--json"]
     printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     np.testing.assert_allclose(printed["embeddings"], load_encoder(choice["chosen_path"]).embed(TEXTS), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_role_is_fused_and_quantised(family: str, role: str, tmp_path: Path) -> None:
+    write_encoder(tmp_path / "checkpoint", family, role)
+    task = {"embed": "embed", "tokens": "classify"}.get(role, role)
+    export(tmp_path / "checkpoint", out=tmp_path / "graph", tasks=(task,))
+    result = build(tmp_path / "graph", profile=load_profile("cpu-int8"), target=EVERYTHING, out=tmp_path / "out").result
+    assert result["fused"]["used"], result["fused"]
+    assert bool(result["fused"]["attention"]) == (not family.startswith("DeBERTa"))
+    # Labels of random models are close calls, so agreement on them says nothing here.
+    assert all(gate["passed"] for name, gate in result["gates"].items() if name != "label_agreement"), result["gates"]
