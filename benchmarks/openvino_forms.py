@@ -79,7 +79,8 @@ def forms(sequences: Sequence[Sequence[int]]) -> dict[str, Callable[[Any], Any]]
         "fp32": lambda model: model,
         "int8": weights(bits=8),
         "int8-asym": weights(bits=8, symmetric=False),
-        "int4": weights(bits=4, block_size=128),
+        "int4": weights(bits=4, block_size=32, symmetric=False),
+        "int4-128": weights(bits=4, block_size=128),
         "w8a8": lambda model: calibrated(model, sequences, []),
         "w8a8-smooth": lambda model: calibrated(model, sequences, [], smooth=True),
         "w8a8-but-down": lambda model: calibrated(model, sequences, [".*down_proj.*"]),
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("graph", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--forms", default="int8,int8-asym,int4,w8a8,w8a8-smooth,w8a8-but-down")
+    parser.add_argument("--forms", default="int8,int8-asym,int4,int4-128,w8a8,w8a8-smooth,w8a8-but-down")
     asked = parser.parse_args()
     reference = load(asked.graph, threads=asked.threads)
     comparison = Comparison(reference, sequences_for(reference, asked.data)[0])
