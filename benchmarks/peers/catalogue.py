@@ -40,7 +40,7 @@ ENVIRONMENTS = {
     ),
     "ct2": Environment((_TORCH, "ctranslate2==4.8.5", "transformers==4.57.6")),
     "optimum": Environment((_TORCH, "optimum-onnx==0.1.0", "onnxruntime==1.31.1", "transformers==4.57.6")),
-    "zentorch": Environment((_TORCH, "zentorch", "transformers==5.23.0")),
+    "zentorch": Environment((_TORCH, "zentorch==2.13.0.2", "transformers==5.23.0")),
 }  # fmt: skip
 
 

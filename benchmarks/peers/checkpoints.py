@@ -62,6 +62,8 @@ def _write_tokenizer(folder: Path, shape: Shape) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"bos_token": "<s>", "eos_token": "</s>"} if shape.is_decoder else {"pad_token": "[PAD]"}
+    special = (
+        {"bos_token": "<s>", "eos_token": "</s>"} if shape.is_decoder else {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    )
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.config["max_position_embeddings"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(about | special))

@@ -29,7 +29,8 @@ def open_engine(folder: Path, threads: int, quantization: str) -> "Ctranslate2":
     """Open a converted folder."""
     import ctranslate2
 
-    is_encoder = "pooler_activation" in (folder / "config.json").read_text()
+    # Of these models only the encoders have an unknown token; the converted folder says nothing else of its kind.
+    is_encoder = bool(json.loads((folder / "config.json").read_text())["unk_token"])
     kind = ctranslate2.Encoder if is_encoder else ctranslate2.Generator
     model = kind(str(folder), device="cpu", compute_type=quantization, inter_threads=1, intra_threads=threads)
     words = json.loads((folder / "vocabulary.json").read_text())

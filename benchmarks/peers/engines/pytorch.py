@@ -50,7 +50,7 @@ class Torch:
     def __init__(self, torch: Any, model: Any, backend: str) -> None:
         self._torch, self._model, self._backend = torch, model, backend
         compiled = None if backend == "eager" else torch.compile(model, backend=backend, dynamic=False)
-        self._step = compiled or model
+        self._step = model if compiled is None else compiled
         self._compiled = compiled is not None
         self._prefix: Any = None
 
