@@ -47,7 +47,8 @@ def choose_chunk(model: Model, folder: Path) -> dict[str, Any] | None:
     medians = _medians(model, ids, [chunk for chunk in _CHUNKS if chunk < length])
     best = min(medians.values())
     fastest = min((chunk for chunk, ms in medians.items() if ms <= best * _TIE), key=lambda chunk: chunk or length)
-    rung = compare("prompt in pieces", *(_prefilled(model, ids, chunk) for chunk in (0, fastest)), None, SELF_LIMIT)
+    whole, pieces = (_prefilled(model, ids, chunk) for chunk in (0, fastest))
+    rung = compare("prompt in pieces", whole, pieces, None, SELF_LIMIT)
     chosen = fastest if rung.passed else 0
     model.decoder.prefill_chunk = chosen
     write_prefill(folder, chunk=chosen)
