@@ -1,4 +1,4 @@
-"""slmdeploy beside the CPU engines that a user could pick instead, same weights, same rounds; writes docs/performance.md.
+"""slmdeploy beside the CPU engines that a user could pick instead: same weights and rounds; writes docs/performance.md.
 
     .venv/bin/python benchmarks/cpu_peers.py --quick                 a subset in ten minutes
     .venv/bin/python benchmarks/cpu_peers.py                         everything: hours, and the same command goes on

@@ -131,9 +131,7 @@ def summarise(workload: Workload, replies: Sequence[Reply], requests: int, seed:
     if workload.scenario == "offline":
         return _summarise_offline(workload, replies, requests, seed)
     service_name = _SERVICE[workload.task]
-    samples = (
-        _generate_samples(replies) if workload.task == "generate" else {service_name: [r["ms"] for r in replies]}
-    )
+    samples = _generate_samples(replies) if workload.task == "generate" else {service_name: [r["ms"] for r in replies]}
     metrics, intervals = {}, {}
     for name, values in samples.items():
         for percent in PERCENTILES:
