@@ -1,7 +1,8 @@
 """ONNX Runtime sessions as this project runs them: options, load errors, interface check, bindings without copies.
 
 Knows tensors by name and shape, nothing of tokens or sampling. What the options are for: without spinning threads
-decode is 20 % slower where the cores are ours; memory patterns are off because every step has another attention mask
+decode is 20 % slower where the cores are ours, but threads of a session that has just run must not keep those of the
+next one (prompts, steps and scores may have one each) from the cores for long; memory patterns are off because every step has another attention mask
 shape, and ONNX Runtime would plan and keep one pattern for each. A graph that does not load, or whose inputs and
 outputs are not those that runtime.json calls for, is a CorruptArtifactError; nothing is guessed.
 """
@@ -23,6 +24,8 @@ from .errors import CorruptArtifactError, ResourceError
 Array = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
 _FATAL_ONLY = 4
+_SPIN_US = "100"
+"""Longer than the pause between two operators or two steps; ONNX Runtime's own default is many times that."""
 _FEATURES: Mapping[str, bool] = np._core._multiarray_umath.__cpu_features__  # type: ignore[attr-defined]
 """The instruction sets that numpy has found by asking the processor; there is no public name for it."""
 _FAILURES: tuple[type[Exception], ...] = (
@@ -47,6 +50,7 @@ def open_session(path: Path, *, threads: int, spinning: bool) -> ort.InferenceSe
     # ONNX Runtime would write its own lines to stderr beside the one sentence that we raise.
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     if not has_exact_products():
         # Products in wider numbers: right everywhere, but three times slower where the CPU has no need of it.
         options.add_session_config_entry("session.x64quantprecision", "1")
