@@ -2,9 +2,10 @@
 
 Knows tensors by name and shape, nothing of tokens or sampling. What the options are for: without spinning threads
 decode is 20 % slower where the cores are ours, but threads of a session that has just run must not keep those of the
-next one (prompts, steps and scores may have one each) from the cores for long; memory patterns are off because every step has another attention mask
-shape, and ONNX Runtime would plan and keep one pattern for each. A graph that does not load, or whose inputs and
-outputs are not those that runtime.json calls for, is a CorruptArtifactError; nothing is guessed.
+next one (prompts, steps and scores may have one each) from the cores for long; memory patterns are off because every
+step has another attention mask shape, and ONNX Runtime would plan and keep one pattern for each. A graph that does not
+load, or whose inputs and outputs are not those that runtime.json calls for, is a CorruptArtifactError; nothing is
+guessed.
 """
 
 import os
