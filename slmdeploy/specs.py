@@ -84,6 +84,7 @@ class Storage(Spec):
 
     bits: Literal[4, 8, 32] = 32
     block_size: Literal[16, 32, 64, 128, 256] = 128
+    symmetric: bool = True
 
 
 class Requires(Spec):

@@ -45,11 +45,15 @@ def quantize_rows(matrix: Floats, *, bits: int, block_size: int, symmetric: bool
     height = max(1, _STRIPE // max(1, matrix.shape[1]))
     stripes = [matrix[start : start + height] for start in range(0, len(matrix), height)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(lambda stripe: _quantize_stripe(stripe, bits, block_size, symmetric), stripes))
-    points = [blocks.zero_points for blocks in found if blocks.zero_points is not None]
+        return join(list(pool.map(lambda stripe: _quantize_stripe(stripe, bits, block_size, symmetric), stripes)))
+
+
+def join(stripes: list[Blocks]) -> Blocks:
+    """The rows of one stripe behind those of another."""
+    points = [blocks.zero_points for blocks in stripes if blocks.zero_points is not None]
     return Blocks(
-        np.concatenate([blocks.values for blocks in found]),
-        np.concatenate([blocks.scales for blocks in found]),
+        np.concatenate([blocks.values for blocks in stripes]),
+        np.concatenate([blocks.scales for blocks in stripes]),
         np.concatenate(points) if points else None,
     )
 
@@ -60,25 +64,30 @@ def _quantize_stripe(matrix: Floats, bits: int, block_size: int, symmetric: bool
     padded = np.zeros((rows, blocks * block_size), np.float32)
     padded[:, :columns] = matrix
     grouped = padded.reshape(rows, blocks, block_size)
-    fit = _fit_symmetric if symmetric else _fit_asymmetric
-    scales, offsets = fit(grouped, bits)
-    codes = _round(grouped, scales, offsets, bits).astype(np.uint8)
-    zero_points = None if symmetric else _pack(offsets.astype(np.uint8), bits)
-    return Blocks(_pack(codes, bits), scales, zero_points)
+    scales, offsets = fit_scales(grouped, bits, symmetric)
+    codes = round_codes(grouped, scales[..., None], offsets[..., None], bits).astype(np.uint8)
+    zero_points = None if symmetric else pack(offsets.astype(np.uint8), bits)
+    return Blocks(pack(codes, bits), scales, zero_points)
 
 
-def _round(grouped: Floats, scales: Floats, offsets: Floats, bits: int) -> Floats:
-    codes = np.rint(grouped / scales[..., None]) + offsets[..., None]
+def round_codes(values: Floats, scales: Floats, offsets: Floats, bits: int) -> Floats:
+    """The nearest code, 0 to 2**bits - 1, of each value; all three broadcast."""
+    codes = np.rint(values / scales) + offsets
     return np.asarray(np.clip(codes, 0, 2**bits - 1), np.float32)
 
 
-def _pack(codes: Bytes, bits: int) -> Bytes:
+def pack(codes: Bytes, bits: int) -> Bytes:
     """Two 4-bit codes to a byte along the last axis, the first in the lower half; an odd end is padded with zero."""
     if bits == 8:
         return codes
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), np.uint8)], axis=-1)
     return np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4), np.uint8)
+
+
+def fit_scales(grouped: Floats, bits: int, symmetric: bool) -> tuple[Floats, Floats]:
+    """Scale and offset, float32 [rows, blocks], of least squared error for ``grouped`` [rows, blocks, block_size]."""
+    return (_fit_symmetric if symmetric else _fit_asymmetric)(grouped, bits)
 
 
 def _fit_symmetric(grouped: Floats, bits: int) -> tuple[Floats, Floats]:
@@ -129,14 +138,14 @@ def _search(grouped: Floats, candidates: list[tuple[Floats, Floats]], bits: int)
 
 
 def _squared_error(grouped: Floats, scales: Floats, offsets: Floats, bits: int) -> Floats:
-    centred = _round(grouped, scales, offsets, bits) - offsets[..., None]
+    centred = round_codes(grouped, scales[..., None], offsets[..., None], bits) - offsets[..., None]
     difference = centred * scales[..., None] - grouped
     return np.asarray(np.einsum("rbk,rbk->rb", difference, difference), np.float32)
 
 
 def _refit(grouped: Floats, scales: Floats, offsets: Floats, bits: int) -> Floats:
     """The least-squares scales for the codes that ``scales`` leads to; a block of zero codes keeps its scale."""
-    centred = _round(grouped, scales, offsets, bits) - offsets[..., None]
+    centred = round_codes(grouped, scales[..., None], offsets[..., None], bits) - offsets[..., None]
     energy = np.einsum("rbk,rbk->rb", centred, centred)
     fitted = np.einsum("rbk,rbk->rb", centred, grouped) / np.where(energy > 0, energy, 1)
     return np.where(fitted != 0, fitted, scales).astype(np.float32)
@@ -145,6 +154,11 @@ def _refit(grouped: Floats, scales: Floats, offsets: Floats, bits: int) -> Float
 def replace_matmul(node: ir.Node, weight: Floats, *, bits: int, block_size: int, symmetric: bool) -> None:
     """Put MatMulNBits in the place of ``node`` (x [..., K] times ``weight`` [K, N])."""
     blocks = quantize_rows(np.ascontiguousarray(weight.T), bits=bits, block_size=block_size, symmetric=symmetric)
+    put_blocks(node, blocks, width=weight.shape[0], bits=bits, block_size=block_size)
+
+
+def put_blocks(node: ir.Node, blocks: Blocks, *, width: int, bits: int, block_size: int) -> None:
+    """Put MatMulNBits in the place of ``node``, a MatMul of rows of ``width`` with a weight that became ``blocks``."""
     new = Replacement(node)
     inputs = [node.inputs[0], new.constant(f"weight_int{bits}", blocks.values), new.constant("scales", blocks.scales)]
     if blocks.zero_points is not None:
@@ -153,8 +167,8 @@ def replace_matmul(node: ir.Node, weight: Floats, *, bits: int, block_size: int,
         "MatMulNBits",
         *inputs,
         domain=MICROSOFT,
-        K=weight.shape[0],
-        N=weight.shape[1],
+        K=width,
+        N=len(blocks.values),
         bits=bits,
         block_size=block_size,
         accuracy_level=4,
@@ -162,20 +176,21 @@ def replace_matmul(node: ir.Node, weight: Floats, *, bits: int, block_size: int,
     new.finish(product)
 
 
-def replace_gather(node: ir.Node, table: Floats, *, bits: int, block_size: int) -> None:
-    """Put GatherBlockQuantized in the place of ``node``, a Gather of rows of ``table`` [V, H]; symmetric.
+def replace_gather(node: ir.Node, table: Floats, *, bits: int, block_size: int, symmetric: bool) -> None:
+    """Put GatherBlockQuantized in the place of ``node``, a Gather of rows of ``table`` [V, H].
 
     The operator takes H from its data, so the padding of a last, shorter block is cut off again.
     """
     rows, columns = table.shape
-    blocks = quantize_rows(table, bits=bits, block_size=block_size, symmetric=True)
+    blocks = quantize_rows(table, bits=bits, block_size=block_size, symmetric=symmetric)
     new = Replacement(node)
     flat = blocks.values.reshape(rows, -1)[:, : columns * bits // 8]
+    inputs = [new.constant(f"weight_int{bits}", flat), node.inputs[1], new.constant("scales", blocks.scales)]
+    if blocks.zero_points is not None:
+        inputs.append(new.constant("zero_points", blocks.zero_points))
     gathered = new.add(
         "GatherBlockQuantized",
-        new.constant(f"weight_int{bits}", flat),
-        node.inputs[1],
-        new.constant("scales", blocks.scales),
+        *inputs,
         domain=MICROSOFT,
         bits=bits,
         block_size=block_size,

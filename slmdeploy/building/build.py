@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from slmdeploy.artifacts import Artifact, open_artifact, writing
 from slmdeploy.building.chunks import choose_chunk
 from slmdeploy.building.encoder_build import compile_encoder
@@ -24,6 +26,7 @@ from slmdeploy.building.gate import (
     speed_gate,
     standard_gate,
 )
+from slmdeploy.building.gptq import Rounding
 from slmdeploy.building.lanes import choose_lanes
 from slmdeploy.building.onnxruntime import (
     check_requirements,
@@ -35,7 +38,7 @@ from slmdeploy.building.onnxruntime import (
 from slmdeploy.building.openvino import compile_openvino
 from slmdeploy.building.phases import STEPS, compile_phases, of_one_form, phases_of, precision_of
 from slmdeploy.building.prepacking import prepack
-from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, plan_for, quantize
+from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, parts, plan_for, quantize, rounded
 from slmdeploy.building.reference import Reference
 from slmdeploy.building.standard_graph import STANDARD
 from slmdeploy.building.static_w8a8 import Range
@@ -43,10 +46,10 @@ from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.encoder_config import is_encoder
 from slmdeploy.runtime.model import Model
-from slmdeploy.specs import Profile, Target, Weights
+from slmdeploy.specs import Gate, Profile, Target, Weights
 
 _TABLE_SHARE = 0.5
-"""Share of the profile's KL limit that the embedding or the head may use up by itself."""
+"""Share of what each limit of the profile leaves that the embedding or the head may use up by itself."""
 _PROMOTED_SHARE = 0.25
 """Share of the quantised linear layers that may be kept in higher precision before a build counts as failed."""
 _SCREENING_TOKENS = 1024
@@ -101,23 +104,23 @@ class _Bench:
     plan: dict[str, Weights]
     progress: Progress
     ranges: dict[str, Range] = field(default_factory=dict)
+    rounding: Rounding | None = None
     kept: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path, plan: dict[str, Weights]) -> Model:
         """The graph under ``plan`` in ``folder``, opened; nothing of an earlier one is left there."""
         model = read_model(self.graph)
-        quantize(model, plan, self.ranges)
+        quantize(model, plan, self.ranges, self.rounding)
         precision = precision_of({STEPS: self.profile.weights})
         write_folder(model, self.graph, folder, precision=precision, session=self.profile.session)
         return open_build(folder, self.profile)
 
-    def kl_of(self, name: str) -> float:
-        """KL in nats per token when only this part has its planned form."""
+    def alone(self, name: str, tokens: int | None = None) -> Quality:
+        """Quality when only this part has its planned form."""
         with tempfile.TemporaryDirectory(prefix="slmdeploy-build-") as folder:
-            model = self.write(Path(folder), {name: self.plan[name]})
-            kl = self.comparison.quality(model, tokens=_SCREENING_TOKENS).kl
-        self.progress.advance(note=f"{name} {kl:.4f}")
-        return kl
+            quality = self.comparison.quality(self.write(Path(folder), {name: self.plan[name]}), tokens=tokens)
+        self.progress.advance(note=f"{name} {quality.kl:.4f}")
+        return quality
 
     def keep(self, name: str, kl: float, reason: str) -> None:
         """Give a part its next more precise form and remember why."""
@@ -166,6 +169,7 @@ def _compile_form(reference: Reference, folder: Path, profile: Profile, progress
     static = any(form.scheme == "w8a8-static" for form in plan.values())
     ranges = reference.ranges if static else {}
     bench = _Bench(reference.graph, profile, reference.comparison, plan, progress, ranges)
+    calibrated = static or _round(bench, source, reference)
     _settle_tables(bench)
     model = bench.write(folder, bench.plan)
     quality = bench.comparison.quality(model)
@@ -179,6 +183,7 @@ def _compile_form(reference: Reference, folder: Path, profile: Profile, progress
         "passed": all(gate["passed"] for gate in gates.values()),
         "gates": gates,
         "quality": quality.recorded() | {"sequences": reference.origin},
+        "calibration": reference.calibrated_on if calibrated else None,
         "parity": parity,
         "speed": speed,
         "parts": {name: describe(form) for name, form in bench.plan.items() if form.scheme != "fp32"},
@@ -194,6 +199,7 @@ def _as_it_is(profile: Profile, model: Model) -> dict[str, Any]:
         "passed": gate["passed"],
         "gates": judge(quality, profile.gate) | {"parity": gate},
         "quality": quality.recorded() | {"sequences": "none: the graph is unchanged"},
+        "calibration": None,
         "parity": parity,
         "speed": None,
         "parts": {},
@@ -201,18 +207,45 @@ def _as_it_is(profile: Profile, model: Model) -> dict[str, Any]:
     }
 
 
+def _round(bench: _Bench, source: ir.Model, reference: Reference) -> bool:
+    """Round the layers of 4 bits by what they read (gptq.py), which all trials then share; False: there are none.
+
+    Graphs of other interfaces cannot be run for it: their layers are rounded for themselves.
+    """
+    layers = [name for name, form in bench.plan.items() if form.bits == 4 and name != EMBEDDING]
+    if not layers or read_runtime(reference.graph).interface != "shared":
+        return False
+    bench.rounding, nodes = reference.rounding, parts(source)
+    bench.progress.start("4-bit weights", len(layers), "layers")
+    for name in layers:
+        rounded(nodes[name], bench.plan[name], bench.rounding)
+        bench.progress.advance()
+    bench.progress.finish()
+    return True
+
+
 def _settle_tables(bench: _Bench) -> None:
-    """Embedding and head take a more precise form where one of them alone spends too much of the allowed KL."""
+    """Embedding and head take a more precise form where one of them alone spends too much of what a gate allows."""
     tables = [name for name in (EMBEDDING, HEAD) if name in bench.plan]
-    limit = bench.profile.gate.max_kl * _TABLE_SHARE
     bench.progress.start("embedding and head", None, "trials")
     for name in tables:
         while bench.plan[name].scheme != "fp32":
-            kl = bench.kl_of(name)
-            if kl <= limit:
+            quality = bench.alone(name)
+            if not (spent := _overspent(quality, bench.profile.gate)):
                 break
-            bench.keep(name, kl, f"KL {kl:.4g} alone exceeds {limit:.4g}")
+            bench.keep(name, quality.kl, spent)
     bench.progress.finish()
+
+
+def _overspent(quality: Quality, limits: Gate) -> str:
+    """Which figure of a table alone is beyond its share of the limit, in words; empty where none is."""
+    share = Gate(
+        max_kl=limits.max_kl * _TABLE_SHARE,
+        min_top1=1 - (1 - limits.min_top1) * _TABLE_SHARE,
+        max_ppl_ratio=1 + (limits.max_ppl_ratio - 1) * _TABLE_SHARE,
+    )
+    failed = [(name, gate) for name, gate in judge(quality, share).items() if not gate["passed"]]
+    return "; ".join(f"{name} {gate['value']} alone is beyond {gate['limit']:.4g}" for name, gate in failed)
 
 
 def _passes(quality: Quality, profile: Profile) -> bool:
@@ -223,7 +256,7 @@ def _promote(bench: _Bench, folder: Path, model: Model, quality: Quality) -> tup
     """Raise the precision of the most sensitive layers, 1, 2, 4, … of them, until the gate passes or a quarter is."""
     names = [name for name, form in bench.plan.items() if name not in (EMBEDDING, HEAD) and form.scheme != "fp32"]
     bench.progress.start("sensitivity of each layer", len(names), "layers")
-    alone = sorted(((bench.kl_of(name), name) for name in names), reverse=True)
+    alone = sorted(((bench.alone(name, _SCREENING_TOKENS).kl, name) for name in names), reverse=True)
     bench.progress.finish()
     budget, raised = int(len(names) * _PROMOTED_SHARE), 0
     while raised < budget and not _passes(quality, bench.profile):

@@ -1,13 +1,14 @@
-"""Ranges for static quantisation: what the linear layers of a graph are fed on some text, and how much of it to cover.
+"""What the linear layers of a graph are fed on some text: ranges for static quantisation, second moments for GPTQ.
 
-Runs the fp32 graph with the inputs of its linear layers as further outputs and counts their values, by float16 number,
+Runs the fp32 graph with the inputs of its linear layers as its outputs. Ranges: values are counted by float16 number,
 so that memory does not grow with the text. A range that covers the largest value makes the steps of all others coarse:
 of ranges shrunk from the whole one by and by, the one of least squared error is taken. Works for decoders of the
-`shared` interface; knows nothing of profiles or of what is done with a range.
+`shared` interface; knows nothing of profiles or of what is done with its figures.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,74 @@ from slmdeploy.runtime.bundle import RuntimeConfig, read_runtime
 from slmdeploy.runtime.session import kv_names, open_session
 
 Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Sequences = Sequence[Sequence[int]]
 _LARGEST = np.float32(np.finfo(np.float16).max)
 _SHRINKS = np.geomspace(1, 0.02, 48)
+_MOMENT_BYTES = 2 << 30
+"""Second moments that are held at once: a wide model runs the text several times instead."""
 
 
-def calibrate(graph: Path, sequences: Sequence[Sequence[int]]) -> dict[str, Range]:
+def calibrate(graph: Path, sequences: Sequences) -> dict[str, Range]:
     """The range of each value that linear layers of the graph folder ``graph`` read, by the value's name.
 
     ``sequences`` are token ids, each run from its beginning.
     """
+    counts = {name: np.zeros(1 << 16, np.int64) for name in _widths(graph)}
+    for name, rows in _fed(graph, sequences, list(counts)):
+        halves = np.clip(rows, -_LARGEST, _LARGEST).astype(np.float16)
+        counts[name] += np.bincount(halves.view(np.uint16).ravel(), minlength=1 << 16)
+    return {name: best_range(found) for name, found in counts.items()}
+
+
+class Moments:
+    """Sums of x xᵀ, float32 [K, K], over the rows x that linear layers of the graph folder ``graph`` read.
+
+    They are made on demand for a value and for those behind it in the graph, as many as fit, and then forgotten for
+    the next: a reader that goes through the graph in order runs the text as few times as can be.
+    """
+
+    def __init__(self, graph: Path, sequences: Sequences) -> None:
+        self._graph, self._sequences = graph, sequences
+        self._widths = _widths(graph)
+        self._held: dict[str, Floats] = {}
+
+    def __call__(self, value: str) -> Floats:
+        """Of the value of this name."""
+        if value not in self._held:
+            group = self._group(value)
+            self._held = {name: np.zeros((self._widths[name],) * 2, np.float32) for name in group}
+            for name, rows in _fed(self._graph, self._sequences, group):
+                self._held[name] += rows.T @ rows
+        return self._held[value]
+
+    def _group(self, first: str) -> list[str]:
+        names = list(self._widths)
+        group: list[str] = []
+        size = 0
+        for name in islice(names, names.index(first), None):
+            size += 4 * self._widths[name] ** 2
+            if group and size > _MOMENT_BYTES:
+                break
+            group.append(name)
+        return group
+
+
+def _widths(graph: Path) -> dict[str, int]:
+    """The width of each value that linear layers read, by its name, in the order of the graph."""
+    found = {}
+    for name, node in parts(read_model(graph)).items():
+        source, weight = node.inputs[:2]
+        if name != EMBEDDING and source is not None and source.name and weight is not None and weight.shape:
+            found[source.name] = int(weight.shape.numpy()[0])
+    return found
+
+
+def _fed(graph: Path, sequences: Sequences, names: list[str]) -> Iterator[tuple[str, Floats]]:
+    """For each sequence what each of these values is, float32 [tokens, width]."""
     model = read_model(graph)
-    read = [node.inputs[0] for name, node in parts(model).items() if name != EMBEDDING]
-    model.graph.outputs[:] = list(dict.fromkeys(value for value in read if value is not None))
-    names = [value.name or "" for value in model.graph.outputs]
-    counts = {name: np.zeros(1 << 16, np.int64) for name in names}
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    model.graph.outputs[:] = [values[name] for name in names]
     runtime = read_runtime(graph)
     with tempfile.TemporaryDirectory(prefix="slmdeploy-calibration-") as folder:
         write_models({MODEL: model}, Path(folder))
@@ -42,9 +97,7 @@ def calibrate(graph: Path, sequences: Sequence[Sequence[int]]) -> dict[str, Rang
         for sequence in sequences:
             feeds = {name: feed for name, feed in _feeds(runtime, sequence).items() if name in taken}
             for name, output in zip(names, session.run(names, feeds), strict=True):
-                halves = np.clip(output, -_LARGEST, _LARGEST).astype(np.float16)
-                counts[name] += np.bincount(halves.view(np.uint16).ravel(), minlength=1 << 16)
-    return {name: best_range(found) for name, found in counts.items()}
+                yield name, output.reshape(-1, output.shape[-1])
 
 
 def _feeds(runtime: RuntimeConfig, sequence: Sequence[int]) -> dict[str, npt.NDArray[np.generic]]:

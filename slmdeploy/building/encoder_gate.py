@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from slmdeploy.building.gate import SEED, SOURCE_DATA, finite, read_pairs
+from slmdeploy.building.gate import finite
 from slmdeploy.building.ladder import SELF_LIMIT, Rung
+from slmdeploy.building.texts import SEED, SOURCE_DATA, read_pairs
 from slmdeploy.errors import InputError
 from slmdeploy.runtime.encoder_config import EncoderConfig
 from slmdeploy.runtime.encoding import Row, RowCodec, Text

@@ -81,7 +81,8 @@ def quantize(model: ir.Model, plan: Mapping[str, Weights]) -> None:
         table = node.inputs[0]
         assert table is not None
         if form.scheme == "weight-only":
-            replace_gather(node, weight_array(table), bits=form.bits, block_size=form.block_size)
+            blocks = {"bits": form.bits, "block_size": form.block_size}
+            replace_gather(node, weight_array(table), **blocks, symmetric=form.symmetric)
     remove_unused_initializers(model.graph)
 
 

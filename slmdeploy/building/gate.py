@@ -6,12 +6,10 @@ gate is recorded, never raised: a build outside its gate is written and reported
 they answer (logits, generated ids, scores), so tests use fakes.
 """
 
-import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -21,22 +19,16 @@ import numpy.typing as npt
 
 from slmdeploy.building.ladder import SELF_LIMIT, Alone, climb
 from slmdeploy.building.standard_check import standard_rungs
-from slmdeploy.errors import InputError, SpecError
+from slmdeploy.building.texts import SEED
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Gate
 
 Floats = npt.NDArray[np.float32]
 Sequences = Sequence[Sequence[int]]
 
-SEED = 1131
-SOURCE_DATA, SOURCE_SELF = "validation split", "self-generated"
-_TOKENS = 3072
-_SEQUENCE_TOKENS = 256
-_KEPT_NUMBERS = 1 << 27  # reference log-probabilities held in memory: 512 MiB
 _PREFILL_TOKENS, _DECODE_TOKENS = 128, 32
 _SCORE_PREFIX, _SCORE_ITEMS, _SCORE_ITEM_TOKENS = 32, 10, 30
 _WARM_UP, _ROUNDS = 1, 7
-_PARTS = {"generate": ("prompt", "completion"), "score": ("prefix", "items")}
 
 
 class Predicts(Protocol):
@@ -219,64 +211,3 @@ def _generation_seconds(model: Model, prompt: list[int], steps: int) -> dict[str
     for _ in stream:
         pass
     return {"prefill": first - started, "decode": time.perf_counter() - first}
-
-
-def sequences_for(reference: Model, data: Path | None, *, skip: int = 0) -> tuple[list[list[int]], str]:
-    """Token sequences to compare on, 3,072 tokens or less in all, and where they come from.
-
-    With ``data``: a seeded draw from its validation split, generate and score records alternating. Without: sampled
-    from ``reference`` itself at temperature 1, which is text the model knows well and so the milder test. The first
-    ``skip`` of all sequences are left out, so that calibration sees others than the gate.
-    """
-    length = min(_SEQUENCE_TOKENS, reference.runtime.max_length)
-    budget = max(length, min(_TOKENS, _KEPT_NUMBERS // reference.runtime.vocab_size))
-    if data is None:
-        return [_sample(reference, length, seed) for seed in range(skip, skip + budget // length)], SOURCE_SELF
-    sequences: list[list[int]] = []
-    for ids in islice((ids[:length] for ids in _records(reference, data) if len(ids) > 1), skip, None):
-        if sum(map(len, sequences)) + len(ids) > budget:
-            break
-        sequences.append(ids)
-    if not sequences:
-        raise InputError(f"{data} has no record of two tokens or more in generate.valid.jsonl or score.valid.jsonl")
-    return sequences, SOURCE_DATA
-
-
-def _sample(reference: Model, length: int, seed: int) -> list[int]:
-    bos = reference.runtime.bos_token_id
-    start = [bos if bos is not None else seed % reference.runtime.vocab_size]
-    return start + list(
-        reference.generate_ids(start, max_new_tokens=length - 1, temperature=1.0, seed=SEED + seed, ignore_eos=True)
-    )
-
-
-def _records(reference: Model, data: Path) -> Iterator[list[int]]:
-    """Token ids of one record after another; the parts of a record are encoded apart, as in use."""
-    for head, tail in read_pairs(data):
-        ids = list(reference.tokenizer.encode(head, add_special_tokens=True).ids)
-        yield ids + reference.tokenizer.encode(tail, add_special_tokens=False).ids
-
-
-def read_pairs(data: Path) -> Iterator[tuple[str, str]]:
-    """Head and tail of each record of the validation split, tasks alternating, in a seeded order."""
-    files = [data / f"{task}.valid.jsonl" for task in _PARTS]
-    texts = [_read(file, task) for file, task in zip(files, _PARTS, strict=True) if file.is_file()]
-    for turn in range(max(map(len, texts), default=0)):
-        for pairs in texts:
-            if turn < len(pairs):
-                yield pairs[turn]
-
-
-def _read(path: Path, task: str) -> list[tuple[str, str]]:
-    """Each record's head and what stands behind it (of a score record the first item), in a seeded order."""
-    pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            head, tail = (json.loads(line)[key] for key in _PARTS[task])
-            pair = (head, tail[0] if task == "score" else tail)
-        except (ValueError, KeyError, TypeError, IndexError):
-            pair = (None, None)
-        if not all(isinstance(text, str) for text in pair):
-            raise SpecError(f"{path}:{number}: not a record of the task {task} (docs/data.md): mend or remove the line")
-        pairs.append(pair)
-    return [pairs[i] for i in np.random.default_rng(SEED).permutation(len(pairs))]

@@ -5,11 +5,12 @@ each part its form by name. The forms themselves are in w8a8.py and blockwise.py
 decided in gate.py and build.py, which come back here with another plan. Attention, norms and the rest stay fp32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 
-from slmdeploy.building.blockwise import replace_gather, replace_matmul
+from slmdeploy.building.blockwise import Blocks, Floats, put_blocks, quantize_rows, replace_gather
 from slmdeploy.building.rewriting import remove_unused_initializers, weight_array
 from slmdeploy.building.static_w8a8 import Range, StaticQuantizer
 from slmdeploy.building.w8a8 import TokenQuantizer, cut_in_two
@@ -21,6 +22,8 @@ HEAD = "lm_head"
 FP32 = Weights(scheme="fp32")
 Plan = Mapping[str, Weights]
 """The form of each part by name. A part that is not in it stays as it is."""
+Rounds = Callable[[str, str, Floats, Weights], Blocks]
+"""Makes the blocks of a linear layer: of its name, that of the value it reads, its weight [K, N] and its form."""
 
 
 def describe(form: Weights) -> str:
@@ -70,7 +73,7 @@ def stored(storage: Storage) -> Weights:
     """The form of a table that is stored this way."""
     if storage.bits == 32:
         return FP32
-    return Weights(scheme="weight-only", bits=storage.bits, block_size=storage.block_size)
+    return Weights(scheme="weight-only", bits=storage.bits, block_size=storage.block_size, symmetric=storage.symmetric)
 
 
 def higher(form: Weights) -> Weights:
@@ -79,13 +82,16 @@ def higher(form: Weights) -> Weights:
         return Weights(scheme="w8a8", bits=8)
     if form.scheme == "w8a8":
         return Weights(scheme="weight-only", bits=8)
-    return form.model_copy(update={"bits": 8}) if form.bits == 4 else FP32
+    return Weights(scheme="weight-only", bits=8) if form.bits == 4 else FP32
 
 
-def quantize(model: ir.Model, plan: Plan, ranges: Mapping[str, Range] | None = None) -> None:
+def quantize(
+    model: ir.Model, plan: Plan, ranges: Mapping[str, Range] | None = None, rounding: Rounds | None = None
+) -> None:
     """Change ``model`` in place: each part named in ``plan`` takes its form, and weights no longer read are removed.
 
-    ``ranges`` are those of the values that static parts read, by the value's name.
+    ``ranges`` are those of the values that static parts read, by the value's name; ``rounding`` makes the blocks of
+    weight-only layers, which without it are rounded for themselves.
     """
     forms = {
         half: form
@@ -95,15 +101,16 @@ def quantize(model: ir.Model, plan: Plan, ranges: Mapping[str, Range] | None = N
     }
     tokens, static = TokenQuantizer(model.graph), StaticQuantizer(ranges or {})
     for node, form in forms.items():
-        _replace(node, form, tokens, static)
+        _replace(node, form, tokens, static, rounding or round_alone)
     remove_unused_initializers(model.graph)
 
 
-def _replace(node: ir.Node, form: Weights, tokens: TokenQuantizer, static: StaticQuantizer) -> None:
+def _replace(node: ir.Node, form: Weights, tokens: TokenQuantizer, static: StaticQuantizer, rounding: Rounds) -> None:
     if node.op_type == "Gather":
         table = node.inputs[0]
         assert table is not None
-        replace_gather(node, weight_array(table), bits=form.bits, block_size=form.block_size)
+        shape = {"bits": form.bits, "block_size": form.block_size}
+        replace_gather(node, weight_array(table), **shape, symmetric=form.symmetric)
         return
     weight = node.inputs[1]
     assert weight is not None
@@ -112,4 +119,21 @@ def _replace(node: ir.Node, form: Weights, tokens: TokenQuantizer, static: Stati
     elif form.scheme == "w8a8-static":
         static.replace(node, weight_array(weight))
     else:
-        replace_matmul(node, weight_array(weight), bits=form.bits, block_size=form.block_size, symmetric=form.symmetric)
+        width = int(weight_array(weight).shape[0])
+        put_blocks(node, rounded(node, form, rounding), width=width, bits=form.bits, block_size=form.block_size)
+
+
+def round_alone(layer: str, reads: str, weight: Floats, form: Weights) -> Blocks:
+    """The blocks of ``weight`` [K, N] that are nearest to it, whatever it is multiplied with."""
+    rows = np.ascontiguousarray(weight.T)
+    return quantize_rows(rows, bits=form.bits, block_size=form.block_size, symmetric=form.symmetric)
+
+
+def rounded(node: ir.Node, form: Weights, rounding: Rounds) -> Blocks:
+    """What ``rounding`` makes of a linear layer under a weight-only form."""
+    source, weight = node.inputs[:2]
+    assert node.name
+    assert source is not None
+    assert source.name
+    assert weight is not None
+    return rounding(node.name, source.name, weight_array(weight), form)

@@ -7,11 +7,12 @@ not at all where nothing is quantised. Knows nothing of gates.
 from functools import cached_property
 from pathlib import Path
 
-from slmdeploy.building.calibration import calibrate
-from slmdeploy.building.gate import Comparison, sequences_for
+from slmdeploy.building.calibration import Moments, calibrate
+from slmdeploy.building.gate import Comparison
+from slmdeploy.building.gptq import Rounding
 from slmdeploy.building.onnxruntime import open_folder
 from slmdeploy.building.static_w8a8 import Range
-from slmdeploy.errors import InputError
+from slmdeploy.building.texts import calibration_for, sequences_for
 from slmdeploy.runtime.model import Model
 
 
@@ -37,13 +38,22 @@ class Reference:
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
-        """Ranges of what linear layers read, on text that is not compared on (the graph's own if data has no more)."""
-        compared = len(self._sequences[0])
-        try:
-            sequences, _ = sequences_for(self.model, self._data, skip=compared)
-        except InputError:
-            sequences, _ = sequences_for(self.model, None, skip=compared)
-        return calibrate(self.graph, sequences)
+        """Ranges of what linear layers read on the text to calibrate on."""
+        return calibrate(self.graph, self._calibration[0])
+
+    @cached_property
+    def rounding(self) -> Rounding:
+        """Rounds linear layers by what they read on the text to calibrate on."""
+        return Rounding(Moments(self.graph, self._calibration[0]))
+
+    @cached_property
+    def _calibration(self) -> tuple[list[list[int]], str]:
+        return calibration_for(self.model, self._data, compared=len(self._sequences[0]))
+
+    @property
+    def calibrated_on(self) -> str:
+        """Where the text to calibrate on comes from, as the result names it."""
+        return self._calibration[1]
 
     @property
     def origin(self) -> str:

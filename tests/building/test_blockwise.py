@@ -65,11 +65,14 @@ def test_the_operator_reads_the_layout_as_we_write_it(bits: int, symmetric: bool
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("width", "block"), [(128, 32), (64, 128), (96, 64)])
-def test_the_quantised_embedding_gives_the_rows_of_the_table(bits: int, width: int, block: int) -> None:
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_quantised_embedding_gives_the_rows_of_the_table(
+    bits: int, width: int, block: int, symmetric: bool
+) -> None:
     table, ids = normal(20, width), np.array([3, 0, 19, 3])
     model = embedding(table)
-    quantize(model, {"model.embed_tokens": form(bits, block)})
-    blocks = quantize_rows(table, bits=bits, block_size=block, symmetric=True)
+    quantize(model, {"model.embed_tokens": form(bits, block, symmetric)})
+    blocks = quantize_rows(table, bits=bits, block_size=block, symmetric=symmetric)
     (found,) = run(model, ids)
     np.testing.assert_allclose(found, dequantise(blocks, bits, block, width)[ids], rtol=1e-6)
     assert relative_error(found, table[ids]) < LIMITS[bits] + 0.02

@@ -44,7 +44,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             module, "speed_gate", lambda own, found: (SPEED, {"passed": True, "value": 0.5, "limit": 1.0})
         )
-    monkeypatch.setattr("slmdeploy.building.gate._TOKENS", 128)
+    monkeypatch.setattr("slmdeploy.building.texts._TOKENS", 128)
 
 
 def profile(weights: dict[str, Any], **tables: Any) -> Profile:
@@ -67,7 +67,7 @@ def test_a_shipped_profile_gives_a_build_that_runs_and_is_near_its_graph(
     artifact = build(graph, profile=shipped, target=EVERYTHING, out=tmp_path / "out")
     assert artifact.kind == "build"
     assert artifact.plan["target"] == "able"
-    keys = {"passed", "gates", "quality", "parity", "speed", "scoring", "prefill", "parts", "kept"}
+    keys = {"passed", "gates", "quality", "calibration", "parity", "speed", "scoring", "prefill", "parts", "kept"}
     assert set(artifact.result) == keys | ({"forms", "batch"} if shipped.scoring else set())
     found, reference = load(artifact.path, threads=1), load(graph, threads=1)
     exact, scores = reference.logits(IDS), reference.score_ids(IDS, [[7, 8], [9]])
@@ -194,11 +194,14 @@ def test_the_graph_as_it_is_needs_no_measurement(graph: Path, tmp_path: Path) ->
 
 def test_data_is_used_and_is_part_of_the_content_key(graph: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "generate.valid.jsonl").write_text('{"prompt": "abc", "completion": "def"}\n')
+    for split in ("train", "valid"):
+        (tmp_path / "data" / f"generate.{split}.jsonl").write_text('{"prompt": "abc", "completion": "def"}\n')
     wanted = profile(INT4, gate=LENIENT)
     with_data = build(graph, profile=wanted, out=tmp_path / "with", data=tmp_path / "data")
     without = build(graph, profile=wanted, out=tmp_path / "without")
     assert with_data.result["quality"]["sequences"] == "validation split"
+    assert with_data.result["calibration"] == "training split"
+    assert without.result["calibration"] == "self-generated"
     assert with_data.content_key != without.content_key
 
 
@@ -211,7 +214,7 @@ def test_a_table_that_spends_too_much_by_itself_is_kept_and_named(graph: Path, t
     assert kept["lm_head"]["wanted"] == "int4 block 128"
     assert kept["lm_head"]["form"] == "int8 block 128"
     assert kept["lm_head"]["kl_alone"] > 0.5e-3
-    assert "exceeds 0.0005" in kept["lm_head"]["reason"]
+    assert "alone is beyond 0.0005" in kept["lm_head"]["reason"]
     assert result["parts"]["lm_head"] == "int8 block 128"
 
 
@@ -221,7 +224,7 @@ def test_sensitive_layers_are_raised_in_order_until_a_quarter_and_the_build_is_r
     result = build(graph, profile=profile(INT4, gate=LENIENT | {"max_kl": 1e-9}), out=tmp_path / "out").result
     assert not result["passed"]
     assert not result["gates"]["kl"]["passed"]
-    assert [entry["form"] for entry in result["kept"]] == ["int8 block 32"] * 2  # a quarter of eight layers
+    assert [entry["form"] for entry in result["kept"]] == ["int8 block 128"] * 2  # a quarter of eight layers
     alone = [entry["kl_alone"] for entry in result["kept"]]
     assert alone == sorted(alone, reverse=True)
     assert open_artifact(tmp_path / "out", "build").result["passed"] is False
@@ -270,7 +273,7 @@ def test_a_corrupt_graph_is_refused_and_leaves_nothing(tmp_path: Path, rehash: b
 
 
 def test_an_invalid_result_is_never_shipped(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(model: Any, plan: Any, ranges: Any) -> None:
+    def spoil(model: Any, *_: Any) -> None:
         next(node for node in model.graph if node.name == "lm_head").op_type = "NoSuchOperator"
 
     monkeypatch.setattr(verb, "quantize", spoil)

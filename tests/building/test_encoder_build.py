@@ -89,7 +89,7 @@ def test_the_most_sensitive_parts_are_kept_until_the_gate_passes(graphs: dict[st
     strict = profile(int4, gate={"min_cosine": plain["quality"]["min_cosine"] + 1e-6})
     raised = build(graphs["embed"], profile=strict, out=tmp_path / "raised").result
     assert raised["kept"][0]["wanted"] == "int4 block 32"
-    assert raised["kept"][0]["form"] == "int8 block 32"
+    assert raised["kept"][0]["form"] == "int8 block 128"
     assert len(raised["kept"]) <= len(raised["parts"]) / 4
     assert raised["quality"]["mean_cosine"] > plain["quality"]["mean_cosine"]
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slmdeploy.building import gate
-from slmdeploy.building.gate import Comparison, Quality, judge, parity_gate, sequences_for, speed_gate
+from slmdeploy.building import gate, texts
+from slmdeploy.building.gate import Comparison, Quality, judge, parity_gate, speed_gate
 from slmdeploy.building.onnxruntime import open_folder
+from slmdeploy.building.texts import sequences_for
 from slmdeploy.errors import InputError, SpecError
 from slmdeploy.runtime.model import Model, load
 from slmdeploy.specs import Gate
@@ -144,7 +145,7 @@ def write_data(folder: Path, **files: list[dict[str, Any]]) -> Path:
 
 
 def test_without_data_the_reference_writes_the_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "_TOKENS", 200)
+    monkeypatch.setattr(texts, "_TOKENS", 200)
     sequences, source = sequences_for(model, None)
     assert source == "self-generated"
     assert sequences == sequences_for(model, None)[0]

@@ -101,7 +101,7 @@ def test_a_profile_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     gate = {"passed": True, "value": 0.5, "limit": 1.0}
     speed = {"prefill_ratio": 0.5, "decode_ratio": 0.5, "score_ratio": None}
     monkeypatch.setattr(verb, "speed_gate", lambda own, found: (speed, gate))
-    monkeypatch.setattr("slmdeploy.building.gate._TOKENS", 128)
+    monkeypatch.setattr("slmdeploy.building.texts._TOKENS", 128)
     graph = write_tiny_graph(tmp_path / "graph", tasks=("generate",), kind="graph")
     profile = Profile.model_validate(
         {

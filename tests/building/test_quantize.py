@@ -63,7 +63,7 @@ def test_a_graph_with_nothing_to_quantise_is_refused_unless_nothing_is_wanted() 
 
 def test_the_next_more_precise_form() -> None:
     four = Weights.model_validate(INT4)
-    assert describe(higher(four)) == "int8 block 32"
+    assert describe(higher(four)) == "int8 block 128"
     assert describe(higher(higher(four))) == "fp32"
     assert describe(higher(Weights.model_validate(W8A8))) == "int8 block 128"
     assert describe(higher(Weights.model_validate(W8A8 | {"scheme": "w8a8-static"}))) == "w8a8"

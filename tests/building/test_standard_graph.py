@@ -113,7 +113,7 @@ def test_a_build_has_its_own_over_its_own_weights(
     graph: Path, tmp_path: Path, weights: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verb, "speed_gate", lambda own, found: (None, {"passed": True, "value": 0.5, "limit": 1.0}))
-    monkeypatch.setattr("slmdeploy.building.gate._TOKENS", 128)
+    monkeypatch.setattr("slmdeploy.building.texts._TOKENS", 128)
     lenient = {"max_kl": 10.0, "min_top1": 0.0, "max_ppl_ratio": 10.0}
     fields = {"name": "mine", "summary": "s", "engine": "onnxruntime", "weights": weights, "gate": lenient}
     artifact = build(graph, profile=Profile.model_validate(fields), out=tmp_path / "out")
