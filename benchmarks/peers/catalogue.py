@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.peers.shapes import Shape
+from slmdeploy.building.quantize import stored
 from slmdeploy.specs import Profile, Weights, list_profiles
 
 
@@ -131,7 +132,7 @@ def _ours(profile: Profile) -> Peer:
         form = Form(_stored(profile.weights), 8, f"{profile.weights.bits}/8/8", *_OV)
     else:
         tables = f"{profile.head.bits}/{profile.embedding.bits}"
-        head = profile.head.bits + (32 / profile.head.block_size if profile.head.bits < 32 else 0)
+        head = _stored(stored(profile.head)) if profile.head.bits < 32 else 32
         form = Form(_stored(profile.weights), head, f"{profile.weights.bits}/{tables}", "f32", _activations(profile))
     options = {"profile": profile.name}
     scoring = "items packed behind the prefix"
@@ -146,4 +147,7 @@ def _activations(profile: Profile) -> str:
 
 
 def _stored(weights: Weights) -> float:
-    return weights.bits + (32 / weights.block_size if weights.scheme == "weight-only" else 0)
+    """Bits of a weight with its share of scales and zero points."""
+    if weights.scheme != "weight-only":
+        return weights.bits
+    return weights.bits + (32 + (0 if weights.symmetric else weights.bits)) / weights.block_size

@@ -64,7 +64,9 @@ def _quantize_stripe(matrix: Floats, bits: int, block_size: int, symmetric: bool
     padded = np.zeros((rows, blocks * block_size), np.float32)
     padded[:, :columns] = matrix
     grouped = padded.reshape(rows, blocks, block_size)
-    scales, offsets = fit_scales(grouped, bits, symmetric)
+    scales, offsets = plain_scales(grouped, bits, symmetric)
+    if bits == 4:  # with 256 levels clipping costs more than finer steps gain
+        scales = _search(grouped, scales, offsets, bits)
     codes = round_codes(grouped, scales[..., None], offsets[..., None], bits).astype(np.uint8)
     zero_points = None if symmetric else pack(offsets.astype(np.uint8), bits)
     return Blocks(pack(codes, bits), scales, zero_points)
@@ -85,56 +87,39 @@ def pack(codes: Bytes, bits: int) -> Bytes:
     return np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4), np.uint8)
 
 
-def fit_scales(grouped: Floats, bits: int, symmetric: bool) -> tuple[Floats, Floats]:
-    """Scale and offset, float32 [rows, blocks], of least squared error for ``grouped`` [rows, blocks, block_size]."""
-    return (_fit_symmetric if symmetric else _fit_asymmetric)(grouped, bits)
+def plain_scales(grouped: Floats, bits: int, symmetric: bool) -> tuple[Floats, Floats]:
+    """Scale and offset, float32 [rows, blocks], that keep all of ``grouped`` [rows, blocks, block_size] in range.
 
-
-def _fit_symmetric(grouped: Floats, bits: int) -> tuple[Floats, Floats]:
-    """Scales whose sign puts the block's extreme value on the longer, negative side of the range, and the middle.
-
-    The first candidate is plain rounding (extreme at -7 of -8..7), so the search is never worse than that.
+    Symmetric: the scale's sign puts the block's extreme value on the longer, negative side of the range (for 4 bits at
+    -7 of -8..7), the offset is the middle. Else the range goes from the smallest to the largest value, 0 included.
     """
-    middle = np.full(grouped.shape[:2], 2 ** (bits - 1), np.float32)
-    extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    first = _nonzero(-extreme / (2 ** (bits - 1) - 1))
-    return _search(grouped, [(first * shrink, middle) for shrink in _shrinks(bits)], bits)
-
-
-def _fit_asymmetric(grouped: Floats, bits: int) -> tuple[Floats, Floats]:
-    """Scales and zero points that span each block's smallest to largest value, 0 included, both ends shrunk alike."""
+    if symmetric:
+        middle = np.full(grouped.shape[:2], 2 ** (bits - 1), np.float32)
+        extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        return _nonzero(-extreme / (2 ** (bits - 1) - 1)), middle
     low = np.minimum(grouped.min(axis=-1), 0)
-    high = np.maximum(grouped.max(axis=-1), 0)
-    first = _nonzero((high - low) / (2**bits - 1))
-    candidates = []
-    for shrink in _shrinks(bits):
-        scales = first * shrink
-        candidates.append((scales, np.clip(np.rint(-low * shrink / scales), 0, 2**bits - 1)))
-    return _search(grouped, candidates, bits)
-
-
-def _shrinks(bits: int) -> Floats:
-    return _SHRINKS if bits == 4 else _SHRINKS[:1]  # with 256 levels clipping costs more than finer steps gain
+    scales = _nonzero((np.maximum(grouped.max(axis=-1), 0) - low) / (2**bits - 1))
+    return scales, np.clip(np.rint(-low / scales), 0, 2**bits - 1)
 
 
 def _nonzero(scales: Floats) -> Floats:
     return np.where(scales == 0, np.float32(1), scales).astype(np.float32)
 
 
-def _search(grouped: Floats, candidates: list[tuple[Floats, Floats]], bits: int) -> tuple[Floats, Floats]:
-    """The candidate (scales, offsets) of least squared error for every block, then refitted to its own codes."""
-    best_scales, best_offsets = candidates[0]
-    best_error = _squared_error(grouped, best_scales, best_offsets, bits)
-    refits = _REFITS if bits == 4 else 0
-    for scales, offsets in candidates:
-        for _ in range(refits + 1):
+def _search(grouped: Floats, first: Floats, offsets: Floats, bits: int) -> Floats:
+    """The scales of least squared error for every block among ``first`` and smaller ones, refitted to their own codes.
+
+    Plain rounding is the first candidate, so the search is never worse than that.
+    """
+    best, best_error = first, _squared_error(grouped, first, offsets, bits)
+    for shrink in _SHRINKS:
+        scales = first * shrink
+        for _ in range(_REFITS + 1):
             error = _squared_error(grouped, scales, offsets, bits)
             better = error < best_error
-            best_error = np.where(better, error, best_error)
-            best_scales = np.where(better, scales, best_scales)
-            best_offsets = np.where(better, offsets, best_offsets)
+            best_error, best = np.where(better, error, best_error), np.where(better, scales, best)
             scales = _refit(grouped, scales, offsets, bits)
-    return best_scales, best_offsets
+    return best
 
 
 def _squared_error(grouped: Floats, scales: Floats, offsets: Floats, bits: int) -> Floats:

@@ -2,9 +2,10 @@
 
 Plain rounding minimises the error of the weights; what counts is the error of the layer's outputs. Columns are rounded
 one after the other, and the error of each is taken up by those still to come, as far as the inputs of the calibration
-text let them stand in for it (Frantar et al., arXiv 2210.17323). Scales and zero points of a block are searched as
-blockwise.py does, on the weights as they are when the block's turn comes. Columns keep their order: MatMulNBits has no
-index of groups. Knows arrays only; where the second moments of the inputs come from is calibration.py's business.
+text let them stand in for it (Frantar et al., arXiv 2210.17323). Scales and zero points of a block span the weights as
+they are when the block's turn comes: beside what the errors give back, searching for better ones gained nothing that
+could be measured. Columns keep their order: MatMulNBits has no index of groups. Knows arrays only; where the second
+moments of the inputs come from is calibration.py's business.
 """
 
 import os
@@ -14,12 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from slmdeploy.building.blockwise import Blocks, Bytes, Floats, fit_scales, join, pack, quantize_rows, round_codes
+from slmdeploy.building.blockwise import Blocks, Bytes, Floats, join, pack, plain_scales, quantize_rows, round_codes
 from slmdeploy.specs import Weights
 
 _DAMPING = (0.01, 0.1, 1.0)
 """Shares of the mean moment that are added to all of them, the next where the smaller one leaves no inverse."""
-_STRIPE_ROWS = 512
+_STRIPE_ROWS = 1024
+_DIRECT = 64
+_TOGETHER = 16
+"""Columns whose errors reach those behind them in one product."""
 
 
 class Rounding:
@@ -54,9 +58,10 @@ def compensated_rows(matrix: Floats, moments: Floats, *, bits: int, block_size: 
 
 
 def _spread(moments: Floats) -> Floats:
-    """Upper triangular [K, K]: row j over its diagonal says what the error of column j asks of the columns behind it.
+    """Upper triangular U [K, K]: row j over its diagonal says what the error of column j asks of those behind it.
 
-    The Cholesky factor of the inverse of the damped moments. Inputs that were never other than zero ask for nothing.
+    Uᵀ U is the inverse of the damped moments: they are M Mᵀ, M upper triangular and found by Cholesky from behind, and
+    U is the inverse of M. Inputs that were never other than zero ask for nothing.
     """
     wide = moments.astype(np.float64)
     diagonal = np.diag_indices(len(wide))
@@ -66,46 +71,62 @@ def _spread(moments: Floats) -> Floats:
         damped = wide.copy()
         damped[diagonal] += damping * mean
         try:
-            return np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(damped)).T, np.float32)
+            factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
         except np.linalg.LinAlgError:
             continue
+        return _inverse(np.ascontiguousarray(factor)).astype(np.float32)
     return np.eye(len(wide), dtype=np.float32)
+
+
+def _inverse(upper: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The inverse of an upper triangular matrix by halves, so that nearly all of it is products of matrices."""
+    size = len(upper)
+    if size <= _DIRECT:
+        return np.triu(np.linalg.inv(upper))
+    half = size // 2
+    first, last = _inverse(upper[:half, :half]), _inverse(upper[half:, half:])
+    found = np.zeros_like(upper)
+    found[:half, :half], found[half:, half:] = first, last
+    found[:half, half:] = -first @ upper[:half, half:] @ last
+    return found
 
 
 def _stripe(matrix: Floats, spread: Floats, bits: int, block_size: int, symmetric: bool) -> Blocks:
     rows, columns = matrix.shape
     blocks = -(-columns // block_size)
-    left = matrix.astype(np.float32)  # what is still to be rounded, errors so far taken up
-    codes = np.zeros((rows, blocks, block_size), np.uint8)
+    left = np.ascontiguousarray(matrix.T)  # [K, rows]: what is still to be rounded, errors so far taken up
+    codes = np.zeros((blocks, block_size, rows), np.uint8)
     scales, offsets = np.ones((2, rows, blocks), np.float32)
     for block in range(blocks):
         start, end = block * block_size, min((block + 1) * block_size, columns)
-        scales[:, block], offsets[:, block] = _scales_of(left[:, start:end], bits, block_size, symmetric)
-        found, errors = _round_block(left[:, start:end], spread[start:end, start:end], scales[:, block],
-                                     offsets[:, block], bits)  # fmt: skip
-        codes[:, block, : end - start] = found
-        codes[:, block, end - start :] = offsets[:, block, None]  # padding stands for zero
-        left[:, end:] -= errors @ spread[start:end, end:]
-    return Blocks(pack(codes, bits), scales, None if symmetric else pack(offsets.astype(np.uint8), bits))
+        found = plain_scales(_padded(left[start:end], block_size), bits, symmetric)
+        scales[:, block], offsets[:, block] = found[0][:, 0], found[1][:, 0]
+        codes[block] = offsets[:, block]  # padding stands for zero
+        errors = np.empty((end - start, rows), np.float32)
+        for first in range(start, end, _TOGETHER):
+            last = min(first + _TOGETHER, end)
+            few = slice(first - start, last - start)
+            errors[few] = _round(left[first:last], spread[first:last, first:last], found, bits, codes[block, few])
+            left[last:end] -= spread[first:last, last:end].T @ errors[few]
+        left[end:] -= spread[start:end, end:].T @ errors
+    values = np.ascontiguousarray(codes.transpose(2, 0, 1))
+    return Blocks(pack(values, bits), scales, None if symmetric else pack(offsets.astype(np.uint8), bits))
 
 
-def _scales_of(block: Floats, bits: int, block_size: int, symmetric: bool) -> tuple[Floats, Floats]:
-    """Scale and offset of each row of one block [rows, up to block_size]."""
-    padded = np.zeros((len(block), 1, block_size), np.float32)
-    padded[:, 0, : block.shape[1]] = block
-    scales, offsets = fit_scales(padded, bits, symmetric)
-    return scales[:, 0], offsets[:, 0]
+def _padded(block: Floats, block_size: int) -> Floats:
+    """[rows, 1, block_size] from one block's columns [up to block_size, rows]."""
+    padded = np.zeros((block.shape[1], 1, block_size), np.float32)
+    padded[:, 0, : len(block)] = block.T
+    return padded
 
 
-def _round_block(
-    block: Floats, spread: Floats, scales: Floats, offsets: Floats, bits: int
-) -> tuple[Bytes, npt.NDArray[np.float32]]:
-    """Codes of one block [rows, width] and the error of each column over its diagonal; changes ``block``."""
-    codes, errors = np.zeros(block.shape, np.uint8), np.zeros(block.shape, np.float32)
-    for column in range(block.shape[1]):
-        values = block[:, column]
-        found = round_codes(values, scales, offsets, bits)
-        codes[:, column] = found
-        errors[:, column] = (values - (found - offsets) * scales) / spread[column, column]
-        block[:, column + 1 :] -= errors[:, column, None] * spread[column, column + 1 :]
-    return codes, errors
+def _round(left: Floats, spread: Floats, found: tuple[Floats, Floats], bits: int, codes: Bytes) -> Floats:
+    """Round columns [few, rows] into ``codes``; the error of each over its diagonal, [few, rows]. Changes ``left``."""
+    scales, offsets = found[0][:, 0], found[1][:, 0]
+    errors = np.empty_like(left)
+    for column, values in enumerate(left):
+        rounded = round_codes(values, scales, offsets, bits)
+        codes[column] = rounded
+        errors[column] = (values - (rounded - offsets) * scales) / spread[column, column]
+        left[column + 1 :] -= spread[column, column + 1 :, None] * errors[column]
+    return errors

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from slmdeploy.building.blockwise import quantize_rows
 from slmdeploy.building.calibration import Moments
-from slmdeploy.building.gptq import Rounding, compensated_rows
+from slmdeploy.building.gptq import Rounding, _spread, compensated_rows
 from slmdeploy.specs import Weights
 from tests.building.small import write_graph
-from tests.building.test_blockwise import dequantise
+from tests.building.test_blockwise import dequantise, round_to_nearest
 
 Floats = NDArray[np.float32]
 
@@ -43,9 +43,16 @@ def test_outputs_on_unseen_rows_are_nearer_than_by_rounding_alone(width: int, bl
 def test_inputs_that_do_not_depend_on_one_another_leave_plain_rounding() -> None:
     matrix = weights(8, 64)
     found = compensated_rows(matrix, np.eye(64, dtype=np.float32), bits=4, block_size=32, symmetric=True)
-    plain = quantize_rows(matrix, bits=4, block_size=32, symmetric=True)
-    np.testing.assert_array_equal(found.values, plain.values)
-    np.testing.assert_array_equal(found.scales, plain.scales)
+    np.testing.assert_array_equal(dequantise(found, 4, 32, 64), round_to_nearest(matrix, 32))
+
+
+def test_errors_are_spread_by_the_factor_of_the_inverse_moments() -> None:
+    seen = correlated(512, 150)
+    moments = seen.T @ seen
+    spread = _spread(moments).astype(np.float64)
+    damped = moments + 0.01 * np.diag(moments).mean() * np.eye(150)
+    np.testing.assert_array_equal(spread, np.triu(spread))
+    np.testing.assert_allclose(spread.T @ spread @ damped, np.eye(150), atol=1e-3)
 
 
 @pytest.mark.parametrize("moments", [np.zeros((64, 64)), np.ones((64, 64)), np.diag([1.0, 0.0] * 32)])

@@ -50,10 +50,11 @@ def prepare(checkpoint: Path, folder: Path, profile: str) -> None:
 
 
 def _some_text(folder: Path) -> Path:
-    """A few short records, so that the gates have something to look at and a build takes no longer than it must."""
+    """A few short records: gates and calibration have something to look at and take no longer than they must."""
     folder.mkdir(exist_ok=True)
     record = {"prompt": "what a gate looks at when", "completion": " nothing depends on its verdict"}
-    (folder / "generate.valid.jsonl").write_text((json.dumps(record) + "\n") * 4)
+    for split in ("train", "valid"):
+        (folder / f"generate.{split}.jsonl").write_text((json.dumps(record) + "\n") * 4)
     return folder
 
 
