@@ -28,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Data = Annotated[
     str, typer.Option("--data", help="Folder of JSON lines, a .jsonl/.parquet/.txt file, a hub id, or 'stdlib'.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the cores it may use.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: what the build says.")]
 
 
 class Method(StrEnum):

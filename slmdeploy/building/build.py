@@ -16,7 +16,6 @@ from typing import Any
 import onnx_ir as ir
 
 from slmdeploy.artifacts import Artifact, open_artifact, writing
-from slmdeploy.building.chunks import choose_chunk
 from slmdeploy.building.encoder_build import compile_encoder
 from slmdeploy.building.gate import (
     Comparison,
@@ -27,7 +26,6 @@ from slmdeploy.building.gate import (
     standard_gate,
 )
 from slmdeploy.building.gptq import Rounding
-from slmdeploy.building.lanes import choose_lanes
 from slmdeploy.building.onnxruntime import (
     check_requirements,
     keep_only_scoring,
@@ -36,7 +34,7 @@ from slmdeploy.building.onnxruntime import (
     write_folder,
 )
 from slmdeploy.building.openvino import compile_openvino
-from slmdeploy.building.phases import STEPS, compile_phases, of_one_form, phases_of, precision_of
+from slmdeploy.building.phases import STEPS, Settle, compile_phases, of_one_form, phases_of, precision_of, settle
 from slmdeploy.building.prepacking import prepack
 from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, parts, plan_for, quantize, rounded
 from slmdeploy.building.reference import Reference
@@ -134,12 +132,12 @@ class _Bench:
 def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, progress: Progress) -> dict[str, Any]:
     reference = Reference(graph, data)
 
-    def compile_form(reference: Reference, folder: Path, profile: Profile) -> dict[str, Any]:
-        return _compile_form(reference, folder, profile, progress)
+    def compile_form(reference: Reference, folder: Path, profile: Profile, settle: Settle) -> dict[str, Any]:
+        return _compile_form(reference, folder, profile, progress, settle)
 
     forms = phases_of(profile, read_runtime(graph).tasks)
     if len(forms) == 1:
-        return compile_form(reference, folder, of_one_form(profile, *forms.values()))
+        return compile_form(reference, folder, of_one_form(profile, *forms.values()), settle)
     return compile_phases(reference, folder, profile, forms, compile_form)
 
 
@@ -156,16 +154,17 @@ def _with_standard(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _compile_form(reference: Reference, folder: Path, profile: Profile, progress: Progress) -> dict[str, Any]:
-    """A build whose phases all have the form ``profile.weights``."""
+def _compile_form(
+    reference: Reference, folder: Path, profile: Profile, progress: Progress, settle: Settle
+) -> dict[str, Any]:
+    """A build whose phases all have the form ``profile.weights``; ``settle`` decides how it runs."""
     source = read_model(reference.graph)
     plan = plan_for(profile, source)
     if not plan:
         precision = precision_of({STEPS: profile.weights})
         write_folder(source, reference.graph, folder, precision=precision, session=profile.session)
         model = open_build(folder, profile)
-        chosen = {"scoring": choose_lanes(model, folder), "prefill": choose_chunk(model, folder)}
-        return _as_it_is(profile, model) | chosen
+        return _as_it_is(profile, model) | settle(folder, profile)
     static = any(form.scheme == "w8a8-static" for form in plan.values())
     ranges = reference.ranges if static else {}
     bench = _Bench(reference.graph, profile, reference.comparison, plan, progress, ranges)
@@ -177,7 +176,7 @@ def _compile_form(reference: Reference, folder: Path, profile: Profile, progress
         model, quality = _promote(bench, folder, model, quality)
     gates = judge(quality, profile.gate)
     parity, gates["parity"] = parity_gate(model)
-    chosen = {"scoring": choose_lanes(model, folder), "prefill": choose_chunk(model, folder)}
+    chosen = settle(folder, profile)
     speed, gates["speed"] = speed_gate(reference.model, open_build(folder, profile))
     return {
         "passed": all(gate["passed"] for gate in gates.values()),

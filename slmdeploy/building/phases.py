@@ -17,12 +17,15 @@ from slmdeploy.building.gate import judge, same_scores_gate, speed_gate
 from slmdeploy.building.lanes import choose_lanes
 from slmdeploy.building.onnxruntime import open_build, open_folder, read_model, write_folder
 from slmdeploy.building.reference import Reference
+from slmdeploy.building.session_options import choose_session
 from slmdeploy.building.step_rows import choose_step_rows
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Profile, Weights
 
 STEPS, PREFILL, SCORING = "steps", "prefill", "scoring"
-Compile = Callable[[Reference, Path, Profile], dict[str, Any]]
+Settle = Callable[[Path, Profile], dict[str, Any]]
+"""Decides how a folder's graphs are run, writes that into its runtime.json, and gives what was measured."""
+Compile = Callable[[Reference, Path, Profile, Settle], dict[str, Any]]
 """Compiles the graph under a profile of one form into a folder, and gives the result of that build."""
 
 
@@ -33,6 +36,18 @@ def phases_of(profile: Profile, tasks: tuple[str, ...]) -> dict[str, Weights]:
     own = {PREFILL: profile.prefill, SCORING: profile.scoring if "score" in tasks else None}
     return {STEPS: profile.weights} | {
         phase: form for phase, form in own.items() if form not in (None, profile.weights)
+    }
+
+
+def settle(folder: Path, profile: Profile) -> dict[str, Any]:
+    """Threads first, since all else depends on them; then pieces of prompts, lanes of scoring, rows of a batch."""
+    session = choose_session(open_build(folder, profile), folder, profile.session)
+    model = open_build(folder, profile)
+    return {
+        "session": session,
+        "scoring": choose_lanes(model, folder),
+        "prefill": choose_chunk(model, folder),
+        "batch": choose_step_rows(model, folder),
     }
 
 
@@ -55,7 +70,11 @@ def compile_phases(
         places = {form: Path(scratch) / str(i) for i, form in enumerate(dict.fromkeys(forms.values()))}
         for place in places.values():
             place.mkdir()
-        compiled = {form: compile_form(reference, place, of_one_form(profile, form)) for form, place in places.items()}
+        # How a form is run by itself does not matter: that is decided for the folder as a whole.
+        compiled = {
+            form: compile_form(reference, place, of_one_form(profile, form), lambda *_: {})
+            for form, place in places.items()
+        }
         results = {phase: compiled[form] for phase, form in forms.items()}
         apart = {phase: places[form] for phase, form in forms.items()}
         _put_together(reference, folder, profile, forms, apart)
@@ -63,11 +82,7 @@ def compile_phases(
         gates = _form_gates(forms, results)
         if SCORING in forms:
             gates["split"] = same_scores_gate(open_folder(apart[SCORING]), whole)
-        chosen = {
-            "scoring": choose_lanes(whole, folder),
-            "prefill": choose_chunk(whole, folder),
-            "batch": choose_step_rows(whole, folder),
-        }
+        chosen = settle(folder, profile)
         whole = open_build(folder, profile)
         if PREFILL in forms:
             gates["faster prompts"] = _faster_prompts(open_folder(apart[STEPS]), whole)

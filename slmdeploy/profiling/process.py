@@ -33,13 +33,16 @@ class Client(Protocol):
         """The reply to one op."""
 
 
-def worker_command(path: Path, *, threads: int, baseline: bool, labels: Sequence[str] = ()) -> list[str]:
+def worker_command(path: Path, *, threads: int | None, baseline: bool, labels: Sequence[str] = ()) -> list[str]:
     """The command that serves ``path``: a build by the runtime, the baseline checkpoint by torch in eager mode.
 
-    ``labels`` are the label words of the baseline's scores, its own default when empty; a build knows its own.
+    ``threads`` None leaves their number to the build; the baseline needs one. ``labels`` are the label words of the
+    baseline's scores, its own default when empty; a build knows its own.
     """
     module = "slmdeploy.exporting.eager" if baseline else "slmdeploy.profiling.worker"
-    command = [sys.executable, "-m", module, str(path), "--threads", str(threads)]
+    command = [sys.executable, "-m", module, str(path)]
+    if threads is not None:
+        command += ["--threads", str(threads)]
     return [*command, *(f"--label={label}" for label in labels)] if baseline else command
 
 

@@ -89,9 +89,10 @@ def profile(
     """Measure ``builds``, and ``baseline`` (a checkpoint run by torch in eager mode) beside them.
 
     Each candidate runs each workload for about ``seconds``, in ``rounds`` interleaved turns. With ``data`` quality is
-    measured on its test split, on ``quality_tokens`` tokens per task. ``threads`` None means every physical core that
-    this process may use. A latency or throughput metric stands in a row's flat ``metrics`` for the first workload of
-    its task and scenario, and in ``workloads`` for each. Raises InputError when a build cannot run a workload.
+    measured on its test split, on ``quality_tokens`` tokens per task. ``threads`` None leaves their number to
+    each build and gives the baseline every physical core that this process may use. A latency or throughput metric
+    stands in a row's flat ``metrics`` for the first workload of its task and scenario, and in ``workloads`` for each.
+    Raises InputError when a build cannot run a workload.
     """
     candidates = _candidates(builds, baseline)
     if (baseline or data) and any(is_encoder(path) for path in builds):
@@ -241,9 +242,9 @@ def _run(
         workers = {}
         progress.start("load", len(candidates), "builds")
         for candidate in candidates:
-            command = worker_command(
-                candidate.path, threads=threads, baseline=candidate.role == "baseline", labels=labels
-            )
+            is_baseline = candidate.role == "baseline"
+            asked = threads if is_baseline else plan["threads"]
+            command = worker_command(candidate.path, threads=asked, baseline=is_baseline, labels=labels)
             worker = stack.enter_context(WorkerProcess(candidate.name, command, threads=threads))
             candidate.hello = {key: value for key, value in worker.hello.items() if key != "ready"}
             candidate.metrics["load_s"] = candidate.hello["load_s"] + first_answers_s(worker, workloads)

@@ -5,7 +5,7 @@ through slmdeploy.runtime here, a torch model in slmdeploy/exporting/eager.py, `
 in this process, around the session's own call, so pipes and JSON are outside of them. One process per candidate, so
 that peak memory is its own. What libraries print on stdout is turned to stderr. Knows nothing of workloads or
 percentiles.
-Run as `python -m slmdeploy.profiling.worker BUILD --threads N`.
+Run as `python -m slmdeploy.profiling.worker BUILD [--threads N]`.
 """
 
 import argparse
@@ -209,9 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Load a build and serve it; a build that cannot be loaded is an error reply instead of the hello."""
     parser = argparse.ArgumentParser(prog="slmdeploy.profiling.worker", description="serve one build to the profiler")
     parser.add_argument("build", type=Path)
-    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--threads", type=int, help="default: what the build itself says")
     options = parser.parse_args(arguments)
     from slmdeploy.runtime.opening import load  # its imports are not part of the load time
+    from slmdeploy.runtime.session import physical_cores
 
     started = time.perf_counter()
     try:
@@ -220,7 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say(sys.stdout, error_reply(error))
         return
     session: Any = model  # an encoder has no generate_ids, a decoder no encode_ids: `answer` refuses what is not there
-    serve(session, {"load_s": time.perf_counter() - started, "engine": model.runtime.engine})
+    threads = model.runtime.threads if options.threads is None else options.threads
+    hello = {"load_s": time.perf_counter() - started, "engine": model.runtime.engine}
+    serve(session, hello | {"threads": threads or physical_cores()})
 
 
 if __name__ == "__main__":

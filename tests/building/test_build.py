@@ -67,8 +67,9 @@ def test_a_shipped_profile_gives_a_build_that_runs_and_is_near_its_graph(
     artifact = build(graph, profile=shipped, target=EVERYTHING, out=tmp_path / "out")
     assert artifact.kind == "build"
     assert artifact.plan["target"] == "able"
-    keys = {"passed", "gates", "quality", "calibration", "parity", "speed", "scoring", "prefill", "parts", "kept"}
-    assert set(artifact.result) == keys | ({"forms", "batch"} if shipped.scoring else set())
+    judged = {"passed", "gates", "quality", "calibration", "parity", "speed", "parts", "kept"}
+    settled = {"session", "scoring", "prefill", "batch"}
+    assert set(artifact.result) == judged | settled | ({"forms"} if shipped.scoring else set())
     found, reference = load(artifact.path, threads=1), load(graph, threads=1)
     exact, scores = reference.logits(IDS), reference.score_ids(IDS, [[7, 8], [9]])
     size = {"cpu-fp32": 1e-6}.get(shipped.name, 0.3 if "int4" in shipped.name else 0.05)
