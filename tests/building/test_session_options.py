@@ -38,7 +38,7 @@ def chosen(folder: Path) -> tuple[int, bool]:
         (2, {}, (0, True), [(1, True), (0, False)]),
         (2, {(1, True): 0.95}, (0, True), [(1, True), (0, False)]),
         (2, {(1, True): 0.8}, (1, True), [(1, True), (1, False)]),
-        (6, {(2, True): 0.8, (4, True): 0.5, (4, False): 0.4}, (4, False), [(1, True), (2, True), (4, True), (4, False)]),
+        (6, {(4, True): 0.5, (4, False): 0.4}, (4, False), [(1, True), (2, True), (4, True), (4, False)]),
         (8, {(0, False): 0.5}, (0, False), [(1, True), (2, True), (4, True), (0, False)]),
     ],
 )  # fmt: skip
