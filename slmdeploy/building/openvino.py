@@ -148,7 +148,7 @@ def _trial(quality: dict[str, Any], gates: dict[str, Any], parity: list[dict[str
 def _fastest(profile: Profile, attempt: Callable[[str], Trial], progress: Progress) -> tuple[str, dict[str, Trial]]:
     """The precision of the fastest trial that passed, phases counting alike, and all trials.
 
-    Where none passed it is the first, float32.
+    Where none passed it is the fastest of all: the build is a failed one then, whichever it has.
     """
     import openvino
 
@@ -163,7 +163,7 @@ def _fastest(profile: Profile, attempt: Callable[[str], Trial], progress: Progre
                     f"profile {profile.name!r} gives no valid model, so nothing is written: {error}"
                 ) from error
             progress.advance(note=compute)
-    passed = {compute: trial for compute, trial in trials.items() if trial["passed"]} or {"f32": trials["f32"]}
+    passed = {compute: trial for compute, trial in trials.items() if trial["passed"]} or trials
     return min(passed, key=lambda compute: _time(passed[compute])), trials
 
 

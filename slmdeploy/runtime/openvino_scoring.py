@@ -2,10 +2,11 @@
 
 The states of the prefix are read by every row (`beam_idx`), so no second graph and no second set of weights is needed.
 Items of like length go together; a batch is bounded by the keys and values that it makes, and the prefix is put back
-between batches rather than computed anew. Knows nothing of texts.
+for each batch, and for the next request with the same prefix, rather than computed anew. Knows nothing of texts.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +29,19 @@ class StatefulScorer:
         self._config, self._path = config, model.path
         self._labels = list(score.label_ids)
         self._request = model.request()
+        self._prefix: Ids = np.zeros(0, np.int64)
+        self._kept: dict[str, Any] = {}
 
     def score(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
         """Label logits at the last token of each item behind the prefix, float32 [items, labels]."""
         check_room(prefix, items, self._config.max_length)
-        run_pieces(self._request, prefix, np.array([prefix.size - 1]))
-        parts = list(batches([item.size for item in items], prefix.size))
-        kept = self._request.kept() if len(parts) > 1 else {}
+        if not np.array_equal(prefix, self._prefix):
+            run_pieces(self._request, prefix, np.array([prefix.size - 1]))
+            self._prefix, self._kept = prefix.copy(), self._request.kept()
         scores = np.empty((len(items), len(self._labels)), np.float32)
-        for number, part in enumerate(parts):
-            if number:
-                self._request.forget()
-                self._request.restore(kept)
+        for part in batches([item.size for item in items], prefix.size):
+            self._request.forget()
+            self._request.restore(self._kept)
             scores[part] = self._batch(prefix.size, [items[i] for i in part])
         if not np.isfinite(scores).all():
             raise CorruptArtifactError(f"{self._path} computes NaN or infinity; its weights are damaged.")

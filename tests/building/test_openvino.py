@@ -17,6 +17,7 @@ from slmdeploy.building.openvino_quantize import compress_weights, parts
 from slmdeploy.errors import CorruptArtifactError, InputError, MissingExtraError
 from slmdeploy.packaging.edge import package
 from slmdeploy.profiling.profile import size_bytes
+from slmdeploy.runtime import openvino_scoring
 from slmdeploy.runtime.model import Model, load
 from slmdeploy.runtime.openvino_session import GRAPH, WEIGHTS
 from slmdeploy.specs import Profile, SessionOptions, Weights, list_profiles, load_profile
@@ -99,6 +100,21 @@ def test_generation_ends_with_the_context_and_a_longer_prompt_is_refused(built: 
         model.logits([1] * 73)
     with pytest.raises(InputError, match="Item 1 has 70 tokens"):
         model.score_ids(IDS, [[1], [1] * 70])
+
+
+def test_a_prefix_is_computed_once_while_it_stays_the_same(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    once = openvino_scoring.run_pieces
+    monkeypatch.setattr(
+        openvino_scoring, "run_pieces", lambda request, ids, last: begun.append(ids.size) or once(request, ids, last)
+    )
+    model = load(built, threads=1)
+    first = model.score_ids(IDS, ITEMS)
+    np.testing.assert_array_equal(model.score_ids(IDS, ITEMS), first)
+    assert begun == [len(IDS)]
+    model.score_ids(IDS[:2], ITEMS)
+    np.testing.assert_array_equal(model.score_ids(IDS, ITEMS), first)
+    assert begun == [len(IDS), 2, len(IDS)]
 
 
 def test_scores_do_not_depend_on_how_items_are_batched(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
