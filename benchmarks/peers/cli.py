@@ -50,6 +50,7 @@ def main(
     ik: Annotated[Path | None, typer.Option(help="compiled tree of ik_llama.cpp, with bin/llama-bench")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="one decoder, one encoder, few cases, ten minutes")] = False,
     keep_builds: Annotated[bool, typer.Option(help="run our builds though sources have changed since")] = False,
+    machine: Annotated[str, typer.Option(help="a name for the results, to keep those of several machines")] = "",
     prepare_only: Annotated[bool, typer.Option("--prepare-only")] = False,
     report_only: Annotated[bool, typer.Option("--report-only")] = False,
 ) -> None:
@@ -71,7 +72,7 @@ def main(
         until = time.monotonic() + minutes * 60
         run(Plan(shapes, peers, columns, rounds, threads, until), journal, places, console.print)
     if not prepare_only:
-        write_page(journal, table, threads, console)
+        write_page(journal, table, threads, machine, console)
 
 
 def prepare(shapes: Sequence[Shape], peers: Sequence[Peer], places: Places, console: Console) -> None:
@@ -90,7 +91,7 @@ def prepare(shapes: Sequence[Shape], peers: Sequence[Peer], places: Places, cons
                     console.print(f"{shape.name} {peer.name}: made in {time.monotonic() - started:.0f} s")
 
 
-def write_page(journal: Journal, table: Sequence[Peer], threads: int, console: Console) -> None:
+def write_page(journal: Journal, table: Sequence[Peer], threads: int, machine: str, console: Console) -> None:
     """The summary that is committed, and the page that is made of it."""
-    for file in page.write(journal.lines, table, ROOT, threads):
+    for file in page.write(journal.lines, table, ROOT, threads, machine):
         console.print(f"wrote {file}")

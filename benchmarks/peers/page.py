@@ -1,6 +1,7 @@
 """Writes the committed results and what is made of them: docs/performance.md and its plots.
 
-`files` is a pure function of the results and the notes, which the tests hold the committed files to.
+Results of a further machine have a name, which stands in the names of all their files. `files` is a pure function of the
+results and the notes, which the tests hold the committed files to.
 """
 
 import json
@@ -14,28 +15,41 @@ from typing import Any
 from benchmarks.peers.catalogue import Peer
 from benchmarks.peers.plots import plot
 from benchmarks.peers.report import render
-from benchmarks.peers.summary import LIMITS, Line, Results, summarise
+from benchmarks.peers.summary import Line, Results, summarise
 
-RESULTS = Path("benchmarks/results/cpu_peers.json")
-NOTES = Path("benchmarks/results/cpu_peers_notes.md")
-"""Text by hand for the page: what limits the cells that miss their goal, and what was tried."""
-PAGE = Path("docs/performance.md")
+RESULTS = Path("benchmarks/results")
+PAGES = Path("docs")
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
-def files(data: dict[str, Any], notes: str) -> dict[Path, str]:
+def results_file(machine: str = "") -> Path:
+    """The committed results of a machine."""
+    return RESULTS / f"cpu_peers{_named(machine)}.json"
+
+
+def notes_file(machine: str = "") -> Path:
+    """Text by hand for its page: what limits the cells that miss their goal, and what was tried."""
+    return RESULTS / f"cpu_peers{_named(machine)}_notes.md"
+
+
+def _named(machine: str) -> str:
+    return f"-{machine}" if machine else ""
+
+
+def files(data: dict[str, Any], notes: str, machine: str = "") -> dict[Path, str]:
     """Every file that follows from the results, by its path in the repository."""
-    results = Results(data)
-    plots = {PAGE.parent / f"performance-{model}.svg": plot(results, model) for model in results.models}
-    return {PAGE: render(data, notes, [file.name for file in plots]), **plots}
+    results, stem = Results(data), f"performance{_named(machine)}"
+    plots = {model: PAGES / f"{stem}-{model}.svg" for model in results.models}
+    page = render(data, notes, {model: file.name for model, file in plots.items()}, results_file(machine).as_posix())
+    return {PAGES / f"{stem}.md": page} | {file: plot(results, model) for model, file in plots.items()}
 
 
-def write(lines: Sequence[Line], peers: Sequence[Peer], root: Path, threads: int) -> list[Path]:
+def write(lines: Sequence[Line], peers: Sequence[Peer], root: Path, threads: int, machine: str) -> list[Path]:
     """Summarise a journal and write results, page and plots; returns what was written."""
-    rounds = {line["round"] for line in lines if line["engine"] != LIMITS}
-    data = summarise(lines, peers, {**about(root, threads), "rounds": len(rounds)})
-    made = {RESULTS: json.dumps(data, indent=1, ensure_ascii=False) + "\n"}
-    made |= files(data, (root / NOTES).read_text() if (root / NOTES).exists() else "")
+    data = summarise(lines, peers, about(root, threads))
+    made = {results_file(machine): json.dumps(data, indent=1, ensure_ascii=False) + "\n"}
+    notes = root / notes_file(machine)
+    made |= files(data, notes.read_text(encoding="utf-8") if notes.exists() else "", machine)
     for file, text in made.items():
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_text(text)

@@ -4,7 +4,7 @@ Our builds come first in every table. A figure has its spread (quartile range ov
 times as good it is as the best peer's: above 1 is ahead. Knows nothing of files.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.peers.cases import Case
@@ -37,20 +37,20 @@ cache of prompts answers; generation is greedy, nothing is turned into text.
 """
 
 
-def render(data: dict[str, Any], notes: str = "", plots: Sequence[str] = ()) -> str:
-    """The page. ``notes`` is text by hand that goes behind the goals, ``plots`` are names of files beside the page."""
+def render(data: dict[str, Any], notes: str, plots: Mapping[str, str], source: str) -> str:
+    """The page. ``notes`` is text by hand that goes behind the goals, ``plots`` are files beside the page by model."""
     results = Results(data)
     parts = [
         "# CPU performance beside other engines",
-        "Written by `python benchmarks/cpu_peers.py` from `benchmarks/results/cpu_peers.json`; do not edit it by hand.",
+        f"Written by `python benchmarks/cpu_peers.py` from `{source}`; do not edit it by hand.",
         _machine(results),
         "## Goals",
         _goals(list(verdicts(results))),
         notes.strip(),
     ]
     for model in results.models:
-        parts += [f"## {model}", _about(model)]
-        parts += [f"![{model}]({name})" for name in plots if name.startswith(f"performance-{model}.")]
+        parts += [f"## {model}", _about(results, model)]
+        parts += [f"![{model}]({plots[model]})"] if model in plots else []
         for title, names in _GROUPS:
             cases = [case for case in results.cases(model) if case.name in names]
             if cases:
@@ -71,7 +71,7 @@ def _machine(results: Results) -> str:
     lines = [
         f"- {machine['cpu']}, {machine['threads']} threads, {machine['memory_bytes'] / 1e9:.0f} GB, "
         f"{machine['system']}; instructions: {', '.join(machine['isa'])}",
-        f"- {data['made']}, commit {data['commit']}, {data['rounds']} rounds",
+        f"- {data['made']}, commit {data['commit']}",
     ]
     if load and steal:
         lines.append(
@@ -113,11 +113,11 @@ def _outcome(one: Verdict) -> str:
     return f"no: {one.figure / one.wanted - 1:.0%} of {wanted}".replace("-", "−")
 
 
-def _about(model: str) -> str:
-    shape = SHAPES[model]
+def _about(results: Results, model: str) -> str:
+    shape, rounds = SHAPES[model], results.rounds(model)
     millions = (shape.linear_parameters + shape.head_parameters) / 1e6
     kind = "decoder, embedding and head tied" if shape.is_decoder else "encoder, sequences of 128"
-    return f"{millions:.0f} million weights in linear layers and head; {kind}."
+    return f"{millions:.0f} million weights in linear layers and head; {kind}. {rounds} rounds."
 
 
 def _ordered(results: Results) -> list[str]:

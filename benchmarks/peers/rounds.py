@@ -24,6 +24,7 @@ from slmdeploy.profiling.process import WorkerProcess
 
 LIMITS = "limits"
 _ASK_SECONDS = 300.0
+_ANEW = {"missing": "it is opened anew for each measurement"}
 Line = dict[str, Any]
 Say = Callable[[str], None]
 
@@ -137,10 +138,14 @@ def measured(
 ) -> Iterable[tuple[Case, dict[str, Any]]]:
     """Each case with its value and repetitions, or the reason why the engine has none."""
     first_ms, peak = settle(client, shape, round_)
-    figures = {"load": client.hello["load_s"] + first_ms / 1e3, "rss": (peak or 0) / 1e6, "size": size / 1e6}
+    opened = client.hello["load_s"]
+    figures = {"rss": (peak or 0) / 1e6, "size": size / 1e6}
+    if opened is not None:
+        figures["load"] = opened + first_ms / 1e3
     for case in wanted:
         if case.measure is None:
-            yield case, {"value": figures[case.name], "repetitions": [figures[case.name]]}
+            value = figures.get(case.name)
+            yield case, _ANEW if value is None else {"value": value, "repetitions": [value]}
             continue
         try:
             repetitions = measure(case, client, shape, round_)

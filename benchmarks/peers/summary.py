@@ -117,6 +117,10 @@ class Results:
         have = {case for _, other, case in self._cells if other == model}
         return [case for case in CASES if case.name in have]
 
+    def rounds(self, model: str) -> int:
+        """The most that a figure of a model is the median of."""
+        return max(cell.get("rounds", 0) for (_, other, _), cell in self._cells.items() if other == model)
+
     def cell(self, engine: str, model: str, case: str) -> dict[str, Any] | None:
         """A figure, or a reason why there is none, or None where nothing was tried."""
         return self._cells.get((engine, model, case))

@@ -74,7 +74,8 @@ def serve(module: Any, folder: Path, threads: int, options: dict[str, Any]) -> N
     os.dup2(2, 1)  # from here on stdout belongs to the protocol: what libraries print goes to stderr
     started = time.perf_counter()
     engine = module.open_engine(folder, threads, **options)
-    _say(replies, {"ready": True, "load_s": time.perf_counter() - started, "versions": module.versions(**options)})
+    seconds = time.perf_counter() - started if getattr(engine, "stays_open", True) else None
+    _say(replies, {"ready": True, "load_s": seconds, "versions": module.versions(**options)})
     for line in sys.stdin:
         request = json.loads(line)
         if request["op"] == "exit":

@@ -28,7 +28,6 @@ THEM = Peer("genai-int4", "genai", None, 4, FORM, scoring="prefix reused, items 
 ABOUT = {
     "made": "2026-01-01",
     "commit": "abc",
-    "rounds": 3,
     "machine": {"cpu": "a CPU", "threads": 2, "memory_bytes": 8e9, "system": "Linux", "isa": ["avx2"]},
 }
 
@@ -228,7 +227,7 @@ def test_an_engine_that_cannot_be_had_is_a_row_with_the_reason(
     plan = Plan((SHAPES[QWEN],), (THEM,), (CASE["rss"],), 1, 2)
     journal = Journal(tmp_path / "cells.jsonl")
     rounds.run(plan, journal, setup.Places(tmp_path, tmp_path), lambda _: None)
-    text = render(summarise(journal.lines, [THEM], ABOUT))
+    text = render(summarise(journal.lines, [THEM], ABOUT), "", {}, "results.json")
     assert "- genai-int4: environment zentorch: no matching distribution (qwen2.5-0.5b rss)" in text
 
 
@@ -258,7 +257,7 @@ def test_goals_are_judged_on_medians_and_say_by_how_much() -> None:
     assert by_goal["score 512 + 32×16, cold: ≥ 10× naive"].figure == 20.0
     # 32 items take 500 ms, three times one is 300 ms.
     assert by_goal["score hot: 32 items in ≤ 3× the time of one"].figure == pytest.approx(0.6)
-    text = render(found.data, notes="What limits it: attention.")
+    text = render(found.data, "What limits it: attention.", {}, "results.json")
     assert f"| {QWEN} | decode, batch 1, 4 bit: ≥ 1.2× onnxruntime-genai | {OURS.name} | {THEM.name} | 1.10×" in text
     assert "no: −8% of 1.20×" in text
     assert "What limits it: attention." in text
@@ -302,10 +301,10 @@ def test_the_same_results_give_the_same_plot_and_plots_are_small() -> None:
     assert len(plot) < 20_000
 
 
-def test_the_committed_page_is_what_the_committed_results_give() -> None:
-    if not (ROOT / page.RESULTS).exists():
-        pytest.skip("no results are committed yet: run benchmarks/cpu_peers.py")
-    data = json.loads((ROOT / page.RESULTS).read_text(encoding="utf-8"))
-    notes = (ROOT / page.NOTES).read_text(encoding="utf-8") if (ROOT / page.NOTES).exists() else ""
-    for file, text in page.files(data, notes).items():
+@pytest.mark.parametrize("machine", ["", "amx"])
+def test_the_committed_page_is_what_the_committed_results_give(machine: str) -> None:
+    data = json.loads((ROOT / page.results_file(machine)).read_text(encoding="utf-8"))
+    notes = ROOT / page.notes_file(machine)
+    made = page.files(data, notes.read_text(encoding="utf-8") if notes.exists() else "", machine)
+    for file, text in made.items():
         assert (ROOT / file).read_text(encoding="utf-8") == text, f"{file}: run benchmarks/cpu_peers.py --report-only"

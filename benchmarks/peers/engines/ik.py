@@ -38,6 +38,9 @@ def open_engine(folder: Path, threads: int, build: str, source: str) -> "Ik":
 class Ik:
     """A program and a file."""
 
+    stays_open = False
+    """Each measurement opens the file anew, so there is no load time to tell."""
+
     def __init__(self, program: Path, file: Path, threads: int) -> None:
         self._command = [str(program), "-m", str(file), "-t", str(threads), "-fa", "1", "-rtr", "1", "-o", "json"]
 
