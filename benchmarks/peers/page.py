@@ -1,7 +1,7 @@
 """Writes the committed results and what is made of them: docs/performance.md and its plots.
 
-Results of a further machine have a name, which stands in the names of all their files. `files` is a pure function of the
-results and the notes, which the tests hold the committed files to.
+Results of a further machine have a name, which stands in the names of all their files. `files` is a pure function of
+the results and the notes, which the tests hold the committed files to.
 """
 
 import json

@@ -125,6 +125,28 @@ def test_a_build_has_its_own_over_its_own_weights(
     assert sum(rung["name"].startswith("standard.onnx: ") for rung in artifact.result["parity"]) == 5
 
 
+def test_of_a_phase_split_it_is_compared_with_the_graph_that_it_was_made_of(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "slmdeploy.building.phases.speed_gate",
+        lambda own, found: ({"prefill_ratio": 0.5}, {"passed": True, "value": 0.5, "limit": 1.0}),
+    )
+    monkeypatch.setattr(
+        verb, "speed_gate", lambda own, found: ({"prefill_ratio": 0.5}, {"passed": True, "value": 0.5, "limit": 1.0})
+    )
+    monkeypatch.setattr("slmdeploy.building.texts._TOKENS", 128)
+    lenient = {"max_kl": 10.0, "min_top1": 0.0, "max_ppl_ratio": 10.0}
+    steps, prompts = {"scheme": "weight-only", "bits": 4, "block_size": 128}, {"scheme": "w8a8", "bits": 8}
+    fields = {"name": "mine", "summary": "s", "engine": "onnxruntime", "gate": lenient}
+    wanted = Profile.model_validate(fields | {"weights": steps, "prefill": prompts})
+    result = build(graph, profile=wanted, out=tmp_path / "out").result
+    whole = load(tmp_path / "out").batch_logits([ROWS[0]])[0]
+    apart = Session(tmp_path / "out").run([ROWS[0]], [[1] * len(ROWS[0])])[0][0, -1]
+    assert np.abs(whole - apart).max() > 0.02 * np.abs(whole).max(), "the two forms differ by more than the limit"
+    assert result["gates"]["standard"]["passed"]
+
+
 def test_the_check_finds_a_standard_graph_of_other_weights(graph: Path, tmp_path: Path) -> None:
     assert all(rung.passed for rung in standard_rungs(graph, limit=1e-5))
     other = write_graph(tmp_path / "graph", kv_heads=(4, 2), seed=1)
