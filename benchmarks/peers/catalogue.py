@@ -136,7 +136,8 @@ def _ours(profile: Profile) -> Peer:
         form = Form(_stored(profile.weights), head, f"{profile.weights.bits}/{tables}", "f32", _activations(profile))
     options = {"profile": profile.name}
     scoring = "items packed behind the prefix"
-    return Peer(f"{OURS} {profile.name}", "ours", None, profile.weights.bits, form, options, scoring, _BOTH, True)
+    models = "decoder" if profile.prefill or profile.scoring else _BOTH
+    return Peer(f"{OURS} {profile.name}", "ours", None, profile.weights.bits, form, options, scoring, models, True)
 
 
 def _activations(profile: Profile) -> str:
