@@ -8,6 +8,7 @@ import random
 import statistics
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,7 +145,7 @@ def settle(client: Client, shape: Shape, round_: int) -> tuple[float, int | None
     """Bring a fresh engine to speed: milliseconds to its first answer, and peak memory after one request.
 
     The request is the balanced one, or a batch of 8 for an encoder; what comes later (batches, 2k, scoring) is not in
-    the memory.
+    the memory. An engine that opens something of its own for scores has done so when this returns.
     """
     rng = seeded(shape.name, "settle", round_)
     if shape.is_decoder:
@@ -153,7 +154,16 @@ def settle(client: Client, shape: Shape, round_: int) -> tuple[float, int | None
     else:
         first = _encode(1)(client, shape, rng)
         _encode(8)(client, shape, rng)
-    return first, ask(client, "rss")["peak_bytes"]
+    peak = ask(client, "rss")["peak_bytes"]
+    if shape.is_decoder:
+        _open_scoring(client)
+    return first, peak
+
+
+def _open_scoring(client: Client) -> None:
+    """Let an engine open what it scores with, if it does: that is no part of a request."""
+    with suppress(Missing):
+        ask(client, "score", prefix_ids=[3, 4], items=[[5]], hot=False)
 
 
 def value_of(repetitions: list[float]) -> float:
