@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from slmdeploy.building.onnxruntime import MODEL, read_model, write_models
 from slmdeploy.building.quantize import EMBEDDING, parts
@@ -77,7 +78,7 @@ class Moments:
 def _widths(graph: Path) -> dict[str, int]:
     """The width of each value that linear layers read, by its name, in the order of the graph."""
     found = {}
-    for name, node in parts(read_model(graph)).items():
+    for name, node in parts(ir.load(graph / MODEL)).items():
         source, weight = node.inputs[:2]
         if name != EMBEDDING and source is not None and source.name and weight is not None and weight.shape:
             found[source.name] = int(weight.shape.numpy()[0])

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from slmdeploy.building.ladder import SELF_LIMIT, Alone, climb
 from slmdeploy.building.standard_check import standard_rungs
 from slmdeploy.building.texts import SEED
+from slmdeploy.building.timing import generation_seconds
 from slmdeploy.runtime.model import Model
 from slmdeploy.specs import Gate
 
@@ -193,7 +194,8 @@ def _phases(model: Model, turn: int) -> dict[str, float]:
     ids = np.random.default_rng([SEED, turn]).integers(0, vocabulary, room).tolist()
     steps = min(_DECODE_TOKENS, room // 4)
     prompt = ids[: min(_PREFILL_TOKENS, room - steps - 1)]
-    seconds = _generation_seconds(model, prompt, steps)
+    prefill, decode = generation_seconds(model, prompt, steps)
+    seconds = {"prefill": prefill, "decode": decode}
     if "score" in model.tasks:
         item = min(_SCORE_ITEM_TOKENS, room // 4)
         count = max(1, min(_SCORE_ITEMS, (room - _SCORE_PREFIX) // item))
@@ -201,13 +203,3 @@ def _phases(model: Model, turn: int) -> dict[str, float]:
         model.score_ids(ids[: min(_SCORE_PREFIX, room // 4)], [ids[i : i + item] for i in range(count)])
         seconds["score"] = time.perf_counter() - started
     return seconds
-
-
-def _generation_seconds(model: Model, prompt: list[int], steps: int) -> dict[str, float]:
-    started = time.perf_counter()
-    stream = model.generate_ids(prompt, max_new_tokens=steps + 1, ignore_eos=True)
-    next(stream)
-    first = time.perf_counter()
-    for _ in stream:
-        pass
-    return {"prefill": first - started, "decode": time.perf_counter() - first}

@@ -7,7 +7,6 @@ goes into the build's runtime.json. Knows nothing of what a build is made of.
 
 import json
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from slmdeploy.building.timing import turns
+from slmdeploy.building.timing import generation_seconds, turns
 from slmdeploy.runtime.bundle import RUNTIME
 from slmdeploy.runtime.model import Model
 from slmdeploy.runtime.session import physical_cores
@@ -61,7 +60,7 @@ def _better(model: Model, folder: Path, first: Options, second: Options, measure
     for counts in turns(_WARM_UP, _ROUNDS):
         ids = random.integers(0, model.runtime.vocab_size, min(_PROMPT, model.runtime.max_length // 2)).tolist()
         for side, seconds in zip(sides, times, strict=True):
-            found = _phases(side, ids)
+            found = generation_seconds(side, ids, _STEPS)
             if counts:
                 seconds.append(found)
     (prompt, steps), (other_prompt, other_steps) = (map(median, zip(*one, strict=True)) for one in times)
@@ -71,14 +70,3 @@ def _better(model: Model, folder: Path, first: Options, second: Options, measure
          "against": {"threads": first[0], "spinning": first[1]}}
     )  # fmt: skip
     return second if math.sqrt(ratios[0] * ratios[1]) * _GAIN < 1 else first
-
-
-def _phases(model: Model, prompt: list[int]) -> tuple[float, float]:
-    """Seconds to the first token and of the steps behind it."""
-    started = time.perf_counter()
-    stream = model.generate_ids(prompt, max_new_tokens=_STEPS + 1, ignore_eos=True)
-    next(stream)
-    first = time.perf_counter()
-    for _ in stream:
-        pass
-    return first - started, time.perf_counter() - first

@@ -7,6 +7,8 @@ large one on a slow machine minutes, and the difference between choices is then 
 import time
 from collections.abc import Iterator
 
+from slmdeploy.runtime.model import Model
+
 _SECONDS = 10.0
 _LEAST = 3
 
@@ -20,3 +22,14 @@ def turns(warm_up: int, rounds: int) -> Iterator[bool]:
         if done >= _LEAST and time.perf_counter() - started > _SECONDS:
             return
         yield True
+
+
+def generation_seconds(model: Model, prompt: list[int], steps: int) -> tuple[float, float]:
+    """Seconds from the prompt to the first token, and of ``steps`` tokens behind it."""
+    started = time.perf_counter()
+    stream = model.generate_ids(prompt, max_new_tokens=steps + 1, ignore_eos=True)
+    next(stream)
+    first = time.perf_counter()
+    for _ in stream:
+        pass
+    return first - started, time.perf_counter() - first

@@ -19,12 +19,12 @@ FREE = SessionOptions()
 def race(monkeypatch: pytest.MonkeyPatch, cores: int, seconds: dict[tuple[int, bool], float]) -> None:
     """A machine of so many cores where phases take this long by threads and spinning, and 1 s where nothing is said."""
 
-    def phases(model: Model, prompt: list[int]) -> tuple[float, float]:
+    def phases(model: Model, prompt: list[int], steps: int) -> tuple[float, float]:
         took = seconds.get((model._threads, model.runtime.spinning), 1.0)
         return took, took
 
     monkeypatch.setattr(session_options, "physical_cores", lambda: cores)
-    monkeypatch.setattr(session_options, "_phases", phases)
+    monkeypatch.setattr(session_options, "generation_seconds", phases)
 
 
 def chosen(folder: Path) -> tuple[int, bool]:
@@ -74,6 +74,6 @@ def test_one_core_or_a_word_of_the_profile_leaves_no_choice(
 
 def test_both_phases_are_run(tmp_path: Path) -> None:
     model = open_folder(write_tiny_graph(tmp_path / "build"))
-    first, steps = session_options._phases(model, [1, 2, 3])
+    first, steps = session_options.generation_seconds(model, [1, 2, 3], 4)
     assert first > 0
     assert steps > 0
