@@ -26,7 +26,8 @@ HOUSE = (
     ("building",),
     ("serve",),
     ("packaging",),
-    ("report", "selection"),
+    ("report",),
+    ("selection",),
     ("artifacts", "corpus", "checkpoint"),
     ("specs", "metrics", "progress", "extras"),
     ("errors", "version"),
@@ -34,7 +35,7 @@ HOUSE = (
 )
 """Top to bottom. A name is a module or a room."""
 
-ROOMS = {"exporting", "compress", "profiling", "building", "serve", "packaging", "runtime"}
+ROOMS = {"exporting", "compress", "profiling", "building", "serve", "packaging", "report", "selection", "runtime"}
 """The folders. Two rooms on one floor do not import each other; modules on one floor may."""
 
 TORCH = {"torch", "transformers", "accelerate", "datasets", "optimum"}

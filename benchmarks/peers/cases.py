@@ -118,6 +118,7 @@ CASES = (
     Case("ttft_128", "TTFT 128", "ms", "lower", _until_first(128)),
     Case("ttft_512", "TTFT 512", "ms", "lower", _until_first(512)),
     Case("ttft_2048", "TTFT 2k", "ms", "lower", _until_first(2048), repeats=1),
+    Case("ttft_8000", "TTFT 8k", "ms", "lower", _until_first(8000), repeats=1),
     Case("decode_1", "decode, batch 1", "tok/s", "higher", _decode(1, 64), repeats=2),
     Case("decode_8", "decode, batch 8", "tok/s", "higher", _decode(8, 32), repeats=1),
     Case("balanced", "512 in + 64 out", "ms", "lower", request, repeats=1),

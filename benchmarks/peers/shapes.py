@@ -86,6 +86,8 @@ SHAPES = {
         _llama("llama-3.2-1b", 2048, 16, 32, 8, 8192, 128256, rope_theta=5e5, rms_norm_eps=1e-5),
         _bert("minilm-6-384", 384, 6, 12),
         _bert("bert-base", 768, 12, 12),
+        # Of no public model: small, so that what an engine does around the arithmetic decides.
+        _llama("llama-15m", 288, 6, 6, 6, 768, 32000, rope_theta=1e4, rms_norm_eps=1e-5),
         # Of no public model: seconds instead of minutes, to try the benchmark itself.
         _llama("tiny", 128, 2, 4, 2, 256, 512, rope_theta=1e4, rms_norm_eps=1e-5),
     )

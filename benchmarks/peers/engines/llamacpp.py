@@ -89,6 +89,8 @@ class LlamaCpp:
 
     def generate(self, prompts: Rows, new_tokens: int) -> Iterator[object]:
         """Each prompt a sequence; then one token of each at a time."""
+        if len(prompts) * (len(prompts[0]) + new_tokens) > _CONTEXT:
+            raise NotOffered(f"its context is opened for {_CONTEXT} tokens, and its memory is allocated at once")
         self._api.llama_memory_clear(self._memory, False)
         self._decode(prompts, 0, 0)
         length, ends = len(prompts[0]), [len(prompts[0]) * (i + 1) - 1 for i in range(len(prompts))]

@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.protocol import Rows
+from benchmarks.peers.protocol import NotOffered, Rows
+
+_STATIC_LENGTH = 2176
 
 
 def versions(backend: str) -> dict[str, str]:
@@ -60,10 +62,12 @@ class Torch:
         if not self._compiled:
             return DynamicCache(config=self._model.config)
         # One length for all prompts, or each would be a compilation of its own.
-        return StaticCache(config=self._model.config, max_cache_len=2176, max_batch_size=rows)
+        return StaticCache(config=self._model.config, max_cache_len=_STATIC_LENGTH, max_batch_size=rows)
 
     def generate(self, prompts: Rows, new_tokens: int) -> Iterator[object]:
         """Prompt eagerly, then greedy steps."""
+        if self._compiled and len(prompts[0]) + new_tokens > _STATIC_LENGTH:
+            raise NotOffered(f"its static cache has {_STATIC_LENGTH} places")
         torch = self._torch
         with torch.inference_mode():
             ids = torch.tensor(prompts)

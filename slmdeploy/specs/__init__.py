@@ -1,0 +1,68 @@
+"""The nouns that users write or choose: Target, Profile, Workload, Budget, Recipe.
+
+A target states facts about hardware and no intent; a profile says how to build and states no hardware fact; they meet
+only in `build`. Knows nothing of graphs or torch.
+"""
+
+from slmdeploy.specs.base import Spec, load_toml, nearest
+from slmdeploy.specs.budgets import Budget, Constraint, Objective, parse_budget, parse_constraint
+from slmdeploy.specs.profiles import (
+    Gate,
+    Profile,
+    Requires,
+    SessionOptions,
+    Storage,
+    Weights,
+    list_profiles,
+    load_profile,
+)
+from slmdeploy.specs.recipes import (
+    BudgetSection,
+    Candidates,
+    DataSource,
+    DistillStage,
+    ModelSource,
+    PackagePlan,
+    PrunePlan,
+    Recipe,
+    choose_workloads,
+    distill_stage,
+    load_recipe,
+)
+from slmdeploy.specs.targets import Target, list_targets, load_target
+from slmdeploy.specs.workloads import WORKLOADS, Workload
+
+__all__ = [
+    "WORKLOADS",
+    "Budget",
+    "BudgetSection",
+    "Candidates",
+    "Constraint",
+    "DataSource",
+    "DistillStage",
+    "Gate",
+    "ModelSource",
+    "Objective",
+    "PackagePlan",
+    "Profile",
+    "PrunePlan",
+    "Recipe",
+    "Requires",
+    "SessionOptions",
+    "Spec",
+    "Storage",
+    "Target",
+    "Weights",
+    "Workload",
+    "choose_workloads",
+    "distill_stage",
+    "list_profiles",
+    "list_targets",
+    "load_profile",
+    "load_recipe",
+    "load_target",
+    "load_toml",
+    "nearest",
+    "parse_budget",
+    "parse_constraint",
+]

@@ -1,0 +1,107 @@
+"""Profile: how to build, and what that needs of a target; no fact about any hardware."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from slmdeploy.specs.base import Real, Share, Spec, load_named, shipped
+
+
+class Weights(Spec):
+    """How the linear layers inside the blocks are stored and multiplied."""
+
+    scheme: Literal["fp32", "w8a8", "w8a8-static", "weight-only"]
+    bits: Literal[4, 8, 32] = 32
+    block_size: Literal[16, 32, 64, 128, 256] = 128
+    symmetric: bool = True
+
+    @model_validator(mode="after")
+    def _bits_fit_the_scheme(self) -> Self:
+        allowed = {"fp32": (32,), "w8a8": (8,), "w8a8-static": (8,), "weight-only": (4, 8)}[self.scheme]
+        if self.bits not in allowed:
+            raise ValueError(f"bits = {self.bits} does not go with scheme = {self.scheme!r}: use {allowed}")
+        return self
+
+
+class Storage(Spec):
+    """Bits of a table that is treated apart: the embedding or the head."""
+
+    bits: Literal[4, 8, 32] = 32
+    block_size: Literal[16, 32, 64, 128, 256] = 128
+    symmetric: bool = True
+
+
+class Requires(Spec):
+    """What a profile needs of a target: all of ``isa`` to run at all, any of ``slow_without`` to be worth choosing."""
+
+    isa: tuple[str, ...] = Field(default=(), strict=False)
+    slow_without: tuple[str, ...] = Field(default=(), strict=False)
+
+
+class SessionOptions(Spec):
+    """Options of the engine's session; ``threads`` = 0 means all physical cores that the process may use."""
+
+    threads: Annotated[int, Field(ge=0)] = 0
+    spinning: bool = True
+
+
+class Gate(Spec):
+    """Quality limits against the build's own fp32 graph.
+
+    Decoders: KL in nats per token, top-1 share, perplexity ratio. Encoders: the least cosine of a text's vectors, or
+    the largest difference of a logit (relative where logits are above 1) and ``min_top1`` as the share of equal labels.
+    """
+
+    max_kl: Real = 0.02
+    min_top1: Share = 0.9
+    max_ppl_ratio: Real = 1.02
+    min_cosine: Share = 0.98
+    max_logit_difference: Real = 0.1
+
+
+class Profile(Spec):
+    """How to build: engine, precision, quantisation scheme, session options, and what it requires of a target.
+
+    ``prefill`` and ``scoring`` are the forms of the linear layers in graphs of their own, for prompts and for scores,
+    where those are others than ``weights``: phases have different bottlenecks.
+    ``encoder`` is the form of an encoder's linear layers where it is another than a decoder's; of the engine openvino.
+    ``prepacked`` stores weights in the engine's own layout too, so that processes share them (building/prepacking.py).
+    """
+
+    name: str
+    summary: str
+    engine: Literal["onnxruntime", "openvino"]
+    weights: Weights
+    prefill: Weights | None = None
+    scoring: Weights | None = None
+    encoder: Weights | None = None
+    embedding: Storage = Storage()
+    head: Storage = Storage()
+    requires: Requires = Requires()
+    prepacked: bool = False
+    session: SessionOptions = SessionOptions()
+    gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _keys_fit_the_engine(self) -> Self:
+        others = ("prefill", "scoring", "embedding", "head", "prepacked")
+        strange = {"onnxruntime": ("encoder",), "openvino": others}[self.engine]
+        for name in strange:
+            if name in self.model_fields_set:
+                raise ValueError(f"engine = {self.engine!r} does not take {name}")
+        if self.engine == "openvino" and self.weights.scheme == "w8a8-static":
+            raise ValueError("engine = 'openvino' has no scheme w8a8-static: use w8a8, whose ranges it calibrates")
+        per_channel = self.weights.scheme == "weight-only" and self.weights.bits == 8
+        if self.engine == "openvino" and per_channel and "block_size" in self.weights.model_fields_set:
+            raise ValueError("engine = 'openvino' has one scale per channel at 8 bits: leave block_size out")
+        return self
+
+
+def load_profile(name: str) -> Profile:
+    """The shipped profile of that name, or the file when ``name`` has a separator or ends in .toml."""
+    return load_named(name, "profiles", Profile)
+
+
+def list_profiles() -> list[Profile]:
+    """Every shipped profile by name."""
+    return [load_profile(path.stem) for path in sorted(shipped("profiles").glob("*.toml"))]
