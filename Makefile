@@ -56,8 +56,9 @@ $(BIN)/python:
 	done; \
 	echo "slmdeploy needs Python 3.11 or newer and found neither python3.11 nor such a python3: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 2
 
-# Two steps, because the build backend has to be there before it can build without isolation.
+# Two steps, because build backends have to be there before anything is built without isolation: hatchling for slmdeploy,
+# setuptools for three packages of lm_eval's that have no wheel.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[build,openvino,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[build,openvino,eval,dev]'
 	@touch $@

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from slmdeploy.building.build import build
     from slmdeploy.compress.distill import distill
     from slmdeploy.compress.prune import prune
+    from slmdeploy.evaluation.evaluate import evaluate
     from slmdeploy.exporting.export import export
     from slmdeploy.packaging.edge import package
     from slmdeploy.pipeline import run
     from slmdeploy.profiling.profile import profile
+    from slmdeploy.reporting.report import report
     from slmdeploy.runtime.encoder_model import EncoderModel
     from slmdeploy.runtime.model import Model
     from slmdeploy.runtime.opening import load
     from slmdeploy.selection import select
+    from slmdeploy.selection.capacity import plan
     from slmdeploy.verification import verify
 
 _HOMES = {
@@ -33,11 +36,14 @@ _HOMES = {
     "Model": "runtime.model",
     "build": "building.build",
     "distill": "compress.distill",
+    "evaluate": "evaluation.evaluate",
     "export": "exporting.export",
     "load": "runtime.opening",
     "package": "packaging.edge",
+    "plan": "selection.capacity",
     "profile": "profiling.profile",
     "prune": "compress.prune",
+    "report": "reporting.report",
     "run": "pipeline",
     "select": "selection",
     "verify": "verification",
@@ -49,11 +55,14 @@ __all__ = [
     "__version__",
     "build",
     "distill",
+    "evaluate",
     "export",
     "load",
     "package",
+    "plan",
     "profile",
     "prune",
+    "report",
     "run",
     "select",
     "verify",

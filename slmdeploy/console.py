@@ -1,4 +1,4 @@
-"""What people see of the command line: progress bars, the table of a measurement, selections, errors.
+"""What people see of the command line: progress bars, the table of a measurement, the end of a run, errors.
 
 Bars and colours only on a terminal; into a file or pipe only results and errors are written. Knows how things look and
 nothing of how they come about. rich is imported when something is drawn, because `--help` must not wait for it.
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from slmdeploy.console_selection import print_selection
 from slmdeploy.metrics import RATIO
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from slmdeploy.pipeline import Outcome
     from slmdeploy.runtime.encoder_model import Label, TokenLabel
-    from slmdeploy.selection import Selection
     from slmdeploy.specs import Profile, Target
 
 _FILE_WIDTH = 130
@@ -167,17 +167,6 @@ def _gates(row: Mapping[str, Any]) -> str:
         return "–"
     failed = [name for name, gate in row["gates"].items() if not gate["passed"]]
     return "pass" if not failed else "fail: " + ", ".join(failed)
-
-
-def print_selection(selection: Selection) -> None:
-    """The choice and its reason, then each rejected build with its own."""
-    print(f"selected: {selection.chosen or 'none'}\n  {selection.reason}")
-    for rejection in selection.rejections:
-        print(f"rejected: {rejection.build}\n  {rejection.reason}")
-    for title, moves in (("all of these", selection.relaxation), ("one of these alone", selection.alone)):
-        if moves and selection.nearest_miss:
-            limits = "; ".join(f"{move.constraint} → {move.value:.4g} ({move.build})" for move in moves)
-            print(f"feasible with {title} moved: {limits}")
 
 
 def print_outcome(outcome: Outcome) -> None:

@@ -1,16 +1,19 @@
 """Every metric that a measurement can hold, each defined where it is declared, and ratios to the baseline.
 
-A metric has a unit and a direction; a budget names metrics from this list and no others. A latency or throughput metric
-without a workload in its name belongs to the first workload of its task and scenario. Percentiles are linear between
-order statistics. Scenario names are MLPerf's. Knows nothing of how a value is measured (profiling/) or judged
-(selection.py), so that both can use it.
+A metric has a unit and a direction; a budget names metrics from this list and no others. Times run from a request's
+arrival: in single-stream nothing waits, in the scenarios server, concurrent and trace the wait is in the figure. A
+latency without a workload in its name belongs, with all of its percentiles, to the first workload that is
+single-stream, or to the first of all; tokens, items and texts per second to the first that is offline, else concurrent;
+requests and goodput per second to the first in which requests queue, else offline. Percentiles are linear between order
+statistics. Knows nothing of how a value is measured (profiling/) or judged (selection/), so that both can use it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-PERCENTILES = (50, 90, 99)
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
+"""Names and values. A percentile is given where at least one request is expected beyond it, the median always."""
 RATIO = "_ratio"
 
 
@@ -24,25 +27,43 @@ class Metric:
     definition: str
 
 
-_LATENCIES = {
-    "ttft_ms": "time from handing a prompt's token ids to the engine until the first new token (single-stream)",
-    "tpot_ms": "time per output token of one request, (end to end - ttft) / (new tokens - 1) (single-stream)",
-    "itl_ms": "time between two successive tokens, pooled over all requests (single-stream)",
-    "e2e_ms": "time from handing a prompt's token ids to the engine until its last new token (single-stream)",
-    "score_ms": "time to score one request: a prefix and all of its items (single-stream)",
-    "encode_ms": "time to run one request's texts through an encoder, to vectors or labels (single-stream)",
+LATENCIES = {
+    "ttft_ms": "time from a prompt's arrival until its first new token",
+    "tpot_ms": "time per output token of one request, (end to end - ttft) / (new tokens - 1)",
+    "itl_ms": "time between two successive tokens, pooled over all requests",
+    "e2e_ms": "time from a prompt's arrival until its last new token",
+    "score_ms": "time from the arrival of a prefix and all of its items until the last score",
+    "encode_ms": "time from the arrival of a request's texts until the last vector or label",
+    "queue_ms": "time from a request's arrival until work on it begins",
 }
 
 _SINGLE = (
-    Metric("tokens_per_s", "tokens/s", "higher", "new tokens of all requests sent back to back / wall time (offline)"),
-    Metric("items_per_s", "items/s", "higher", "scored items of all requests sent back to back / wall time (offline)"),
-    Metric("texts_per_s", "texts/s", "higher", "encoded texts of all requests sent back to back / wall time (offline)"),
+    Metric("tokens_per_s", "tokens/s", "higher", "new tokens / wall time from first arrival to last answer"),
+    Metric("items_per_s", "items/s", "higher", "scored items / wall time from first arrival to last answer"),
+    Metric("texts_per_s", "texts/s", "higher", "encoded texts / wall time from first arrival to last answer"),
+    Metric("requests_per_s", "requests/s", "higher", "answered requests / wall time from first arrival to last answer"),
+    Metric(
+        "goodput_per_s", "requests/s", "higher", "requests within the workload's goodput limits / the same wall time"
+    ),
     Metric("rss_peak_bytes", "bytes", "lower", "peak resident memory of the build's own process after the workloads"),
     Metric(
-        "load_s", "s", "lower", "load and a smallest first request of each task; hashing included, Python's imports not"
+        "kv_bytes",
+        "bytes",
+        "lower",
+        "keys and values of the longest request of the workloads, as the build stores them",
+    ),
+    Metric("load_s", "s", "lower", "opening the build until it is ready; hashing included, Python's imports not"),
+    Metric(
+        "first_request_s", "s", "lower", "a smallest first request of each task, in which sessions open, after load_s"
     ),
     Metric(
         "size_bytes", "bytes", "lower", "files of the folder that running it reads: graph, weights, config, tokenizer"
+    ),
+    Metric(
+        "energy_j_per_request",
+        "J",
+        "lower",
+        "joules of the energy counters (RAPL) over a workload's turns / its requests, idle power included",
     ),
     Metric(
         "bits_per_byte",
@@ -50,11 +71,9 @@ _SINGLE = (
         "lower",
         "-sum log2 p(completion | prompt) / UTF-8 bytes of the completion, test split",
     ),
+    Metric("perplexity", "", "lower", "exp of the mean negative log-likelihood of a completion's token, test split"),
     Metric(
-        "auc",
-        "",
-        "higher",
-        "area under the ROC curve pooled over all (query, item) pairs of the test split; a tie is half",
+        "auc", "", "higher", "area under the ROC curve pooled over all (query, item) pairs, test split; a tie is half"
     ),
     Metric("auc_per_query", "", "higher", "mean over queries of the AUC of each query's own items; a tie is half"),
     Metric(
@@ -63,6 +82,14 @@ _SINGLE = (
         "higher",
         "mean over queries of 1 / rank of the best relevant item, 0 beyond 10; ties rank last",
     ),
+    Metric("ndcg_at_10", "", "higher", "mean over queries of DCG at 10 / ideal DCG at 10, gain 1; ties rank last"),
+    Metric("accuracy", "", "higher", "share of (query, item) pairs whose more probable label is the right one"),
+    Metric(
+        "exact_match",
+        "",
+        "higher",
+        "share of completions whose every token is the most probable one behind the true ones",
+    ),
     Metric("kl_to_baseline", "nats/token", "lower", "mean over completion positions of KL(baseline || build)"),
     Metric(
         "top1_agreement",
@@ -70,22 +97,40 @@ _SINGLE = (
         "higher",
         "share of completion positions where build and baseline rank the same token first",
     ),
+    Metric(
+        "kl_to_fp32",
+        "nats/token",
+        "lower",
+        "mean over completion positions of KL(fp32 build of the same graph || build)",
+    ),
+    Metric(
+        "top1_to_fp32",
+        "",
+        "higher",
+        "share of positions where build and fp32 build of its graph rank the same token first",
+    ),
+    Metric(
+        "cost_usd_per_million_requests",
+        "USD",
+        "lower",
+        "price per hour / 3600 / (highest goodput_per_s, else requests_per_s, of a load curve) x 1e6; made by select",
+    ),
 )
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         *(
-            Metric(f"{name}_p{percent}", "ms", "lower", f"percentile {percent} of the {definition}")
-            for name, definition in _LATENCIES.items()
-            for percent in PERCENTILES
+            Metric(f"{name}_{label}", "ms", "lower", f"percentile {percent:g} of the {definition}")
+            for name, definition in LATENCIES.items()
+            for label, percent in PERCENTILES.items()
         ),
         *_SINGLE,
     )
 }
 
-RELATIVE = ("kl_to_baseline", "top1_agreement")
-"""Metrics that compare with the baseline already, so that they have no ratio."""
+RELATIVE = ("kl_to_baseline", "top1_agreement", "kl_to_fp32", "top1_to_fp32", "cost_usd_per_million_requests")
+"""Metrics that compare already or that no baseline has, so that they have no ratio."""
 
 
 def known_names() -> list[str]:

@@ -5,6 +5,7 @@ nothing, a changed budget only selects again. Knows the order of the verbs and n
 """
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -33,11 +34,12 @@ from slmdeploy.specs import (
 )
 
 Say = Callable[[str], None]
+SUMMARY = "summary.json"
 
 
 @dataclass
 class Step:
-    """One artifact of a run: where it is, and whether it was there already."""
+    """One artifact of a run: where it is, whether it was there already, and the seconds that making it took."""
 
     name: str
     path: str
@@ -56,6 +58,7 @@ class Outcome:
     selection: Selection | None = None
     package: Path | None = None
     trial: dict[str, Any] | None = None
+    report: Path | None = None
 
     @property
     def feasible(self) -> bool:
@@ -79,6 +82,7 @@ class Outcome:
             "selection": self.selection.to_dict() if self.selection else None,
             "package": str(self.package) if self.package else None,
             "trial": self.trial,
+            "report": str(self.report) if self.report else None,
         }
 
 
@@ -116,7 +120,12 @@ def run(
     # 4. Measurement and choice.
     measured = steps.do("profile", lambda: _profile(builds, spec, folder / "measurement", data, teacher, bar))
     steps.outcome.rows = measured_rows(measured.path)
-    _select_and_package(spec, measured.path, folder, data, steps)
+    elsewhere = _estimate(builds, spec, folder, steps) + _imported(spec, recipe_path)
+    _select_and_package(spec, [measured.path, *elsewhere], folder, data, steps)
+
+    # 5. What people look at.
+    _write_summary(steps.outcome)  # the page is made of it
+    _report(steps.outcome, steps)
     _write_summary(steps.outcome)
     return steps.outcome
 
@@ -127,15 +136,48 @@ class _Steps:
     def __init__(self, outcome: Outcome, say: Say) -> None:
         self.outcome = outcome
         self.say = say
+        self._earlier = _earlier_seconds(outcome.out / SUMMARY)
 
     def do(self, name: str, verb: Callable[[], Artifact]) -> Artifact:
         """One step: run ``verb`` unless what it would make is there."""
         began = time.monotonic()
         artifact, reused = resumed(verb)
         seconds = time.monotonic() - began
+        seconds = self._earlier.get(name, seconds) if reused else seconds
         self.outcome.steps.append(Step(name, str(artifact.path), reused, round(seconds, 2)))
         self.say(f"{name:<22} " + ("up to date" if reused else f"made in {seconds:.1f} s") + f"  {artifact.path}")
         return artifact
+
+    def kept(self, name: str, file: Path) -> None:
+        """A step whose file is there and holds still."""
+        self.outcome.steps.append(Step(name, str(file), True, self._earlier.get(name, 0.0)))
+        self.say(f"{name:<22} up to date  {file}")
+
+    def write(self, name: str, file: Path, verb: Callable[[Path], object]) -> Path:
+        """A step of a moment: its file is written anew each time, and kept as it was where nothing in it changed."""
+        began = time.monotonic()
+        fresh = file.with_name(f".fresh-{file.name}")
+        verb(fresh)
+        reused = file.is_file() and _lasting(file) == _lasting(fresh)
+        fresh.unlink() if reused else fresh.replace(file)
+        seconds = time.monotonic() - began
+        self.outcome.steps.append(Step(name, str(file), reused, round(seconds, 2)))
+        self.say(f"{name:<22} " + ("up to date" if reused else f"written in {seconds:.1f} s") + f"  {file}")
+        return file
+
+
+def _earlier_seconds(summary: Path) -> dict[str, float]:
+    """How long each step of the run before took, so that a step that is up to date still tells."""
+    try:
+        steps = json.loads(summary.read_text(encoding="utf-8"))["steps"]
+        return {str(step["name"]): float(step["seconds"]) for step in steps}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # there was none, or it was cut short: nothing but times for people is lost
+
+
+def _lasting(file: Path) -> str:
+    """What a file says beside the moment at which it was written."""
+    return re.sub(r'"made": "[^"]*"', "", file.read_text(encoding="utf-8"))
 
 
 def _beside(recipe: Path, name: str) -> str:
@@ -145,7 +187,7 @@ def _beside(recipe: Path, name: str) -> str:
 
 
 def _target(spec: Recipe) -> Target:
-    matched, why = match_target(detect(), list_targets())
+    matched, why = match_target(detect(bench=False), list_targets())
     if spec.candidates.target == "auto":
         if matched is None:
             raise InputError(f"no shipped target matches this machine ({why}): write a targets file and name it")
@@ -210,32 +252,82 @@ def _build(graph: Path, profile: Profile, target: Target, folder: Path, data: Pa
 def _profile(builds: list[Path], spec: Recipe, out: Path, data: Path, teacher: Path, bar: Progress) -> Artifact:
     from slmdeploy.profiling.profile import profile
 
-    return profile(builds, workloads=spec.workload, out=out, data=data, baseline=teacher, progress=bar)
+    budget = spec.parsed_budget()
+    watch = tuple(limit.figure for limit in (*budget.constraints, *budget.preferences))
+    search = spec.candidates.search
+    return profile(
+        builds,
+        workloads=spec.workload,
+        out=out,
+        data=data,
+        baseline=teacher,
+        watch=watch,
+        search=search,
+        progress=bar,
+    )
 
 
-def _select_and_package(spec: Recipe, measurement: Path, folder: Path, data: Path, steps: _Steps) -> None:
-    from slmdeploy.packaging.edge import package
+def _estimate(builds: list[Path], spec: Recipe, folder: Path, steps: _Steps) -> list[Path]:
+    """The builds on the targets that are not here, a file each."""
+    from slmdeploy.profiling.estimate import estimate
+
+    # An estimate knows how long work takes, not how long requests wait for one another.
+    workloads = [workload for workload in spec.workload if not workload.queues]
+
+    def one(target: Target) -> Path:
+        out = folder / "estimates" / f"{target.name}.json"
+        out.parent.mkdir(exist_ok=True)
+        verb = partial(estimate, builds, target=target, workloads=workloads, force=True)
+        return steps.write(f"estimate {target.name}", out, lambda file: verb(out=file))
+
+    return [one(load_target(name)) for name in spec.candidates.estimate]
+
+
+def _imported(spec: Recipe, recipe: Path) -> list[Path]:
+    return [recipe.parent / name for name in spec.candidates.measurements]
+
+
+def _select_and_package(spec: Recipe, measurements: list[Path], folder: Path, data: Path, steps: _Steps) -> None:
+    from slmdeploy.packaging.edge import package, searched
     from slmdeploy.packaging.trial import try_package
 
     budget = spec.parsed_budget()
-    steps.do("select", lambda: _select(measurement, budget, folder / "selection"))
-    steps.outcome.selection = select([measurement], budget=budget)
+    steps.do("select", lambda: _select(measurements, budget, folder / "selection"))
+    steps.outcome.selection = select(measurements, budget=budget)
     if not steps.outcome.selection.feasible:
         return
     build = folder / "builds" / str(steps.outcome.selection.chosen)
-    made = steps.do("package", lambda: package(build, out=folder / "package", kind=spec.package.kind))
+    if not build.is_dir():
+        steps.say(f"{'package':<22} none: {steps.outcome.selection.chosen} was measured elsewhere and is not here")
+        return
+    session = searched(folder / "measurement", build) if spec.candidates.search else None
+    made = steps.do("package", lambda: package(build, out=folder / "package", kind=spec.package.kind, session=session))
     steps.outcome.package = made.path
+    # On this machine, whatever hardware was chosen for it.
     steps.outcome.trial = try_package(made.path, data)
     steps.say(f"{'trial':<22} {steps.outcome.trial['summary']}")
 
 
-def _select(measurement: Path, budget: Budget, out: Path) -> Artifact:
-    select([measurement], budget=budget, out=out)
+def _select(measurements: list[Path], budget: Budget, out: Path) -> Artifact:
+    select(measurements, budget=budget, out=out)
     return open_artifact(out, "selection")
+
+
+def _report(outcome: Outcome, steps: _Steps) -> None:
+    """The run as a page, and for a pull request."""
+    from slmdeploy.reporting.report import report
+
+    page, text = outcome.out / "report.html", outcome.out / "report.md"
+    if all(step.reused for step in outcome.steps) and page.is_file() and text.is_file():
+        steps.kept("report", page)
+    else:
+        verb = partial(report, outcome.out, markdown=text, force=True)
+        steps.write("report", page, lambda fresh: verb(out=fresh))
+    outcome.report = page
 
 
 def _write_summary(outcome: Outcome) -> None:
     """summary.json in the run's folder, replaced in one step."""
-    temporary = outcome.out / ".summary.json.tmp"
+    temporary = outcome.out / f".{SUMMARY}.tmp"
     temporary.write_text(json.dumps(outcome.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(outcome.out / "summary.json")
+    temporary.replace(outcome.out / SUMMARY)

@@ -36,6 +36,8 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "inputs": {name: entry["digest"] for name, entry in artifact.inputs.items()},
     }
     proofs = {
-        name: artifact.result[name] for name in ("parity", "gates", "quality", "speed") if name in artifact.result
+        name: artifact.result[name]
+        for name in ("verification", "parity", "gates", "quality", "speed")
+        if name in artifact.result
     }
     return facts | proofs

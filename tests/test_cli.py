@@ -27,7 +27,7 @@ def slm(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
         (("verify", "nothing"), 2, "nothing does not exist"),
         (("generate", "nothing", "hello"), 2, "nothing"),
         (("select", "nothing", "--budget", "fast"), 2, "is not of the form"),
-        (("profile", "x", "-o", "OUT", "--workload", "generate-32-33"), 2, "did you mean 'generate-32-32'"),
+        (("profile", "x", "-o", "OUT", "--workload", "generate-32"), 2, "write one like generate-128-64"),
         (("export", "no-such-folder", "-o", "OUT"), 2, "no-such-folder does not exist"),
         (("prune", "no-such-folder", "-o", "OUT", "--data", "stdlib"), 2, "no-such-folder does not exist"),
         (("verify", "DAMAGED"), 5, "manifest.json"),

@@ -18,15 +18,17 @@ REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "slmdeploy"
 
 HOUSE = (
-    ("cli", "console", "__main__"),
+    ("cli", "__main__"),
+    ("commands",),
+    ("console", "console_evaluation", "console_report", "console_selection"),
     ("pipeline", "__init__"),
     ("verification",),
     ("exporting", "compress"),
-    ("profiling",),
+    ("profiling", "evaluation"),
     ("building",),
     ("serve",),
     ("packaging",),
-    ("report",),
+    ("reporting",),
     ("selection",),
     ("artifacts", "corpus", "checkpoint"),
     ("specs", "metrics", "progress", "extras"),
@@ -35,7 +37,19 @@ HOUSE = (
 )
 """Top to bottom. A name is a module or a room."""
 
-ROOMS = {"exporting", "compress", "profiling", "building", "serve", "packaging", "report", "selection", "runtime"}
+ROOMS = {
+    "commands",
+    "exporting",
+    "compress",
+    "profiling",
+    "evaluation",
+    "building",
+    "serve",
+    "packaging",
+    "reporting",
+    "selection",
+    "runtime",
+}
 """The folders. Two rooms on one floor do not import each other; modules on one floor may."""
 
 TORCH = {"torch", "transformers", "accelerate", "datasets", "optimum"}
@@ -79,15 +93,15 @@ def imported(tree: ast.Module, module: str, package: Path) -> Iterator[tuple[int
                 yield node.lineno, f"slmdeploy.{alias.name}" if inside else "slmdeploy", bool(node.level)
 
 
-def declared() -> tuple[set[str], set[str]]:
-    """Import names of the base dependencies and of what building may use, as pyproject.toml declares them."""
+def declared() -> tuple[set[str], set[str], set[str]]:
+    """Import names of base dependencies, of what building and of what evaluation may use, as in pyproject.toml."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in requirements}
 
     extras = project["optional-dependencies"]
-    return names(project["dependencies"]), names([*extras["build"], *extras["openvino"]])
+    return names(project["dependencies"]), names([*extras["build"], *extras["openvino"]]), names(extras["eval"])
 
 
 def refusal(module: str, target: str, relative: bool) -> str | None:
@@ -114,13 +128,15 @@ def _inside(here: str, there: str, relative: bool) -> str | None:
 def _outside(module: str, here: str, package: str) -> str | None:
     if package in sys.stdlib_module_names:
         return None
-    base, extra = declared()
+    base, extra, harness = declared()
     if here == "runtime" and package not in GROUND | GROUND_BESIDES.get(module, set()):
         return f"but the ground floor imports only {', '.join(sorted(GROUND))}"
     if package in TORCH and (here not in TORCH_SIDE or module in TORCH_FREE):
         return "but only the torch side may"
     besides = GROUND_BESIDES.get(module, set())
     if package in base | besides or (package in extra and here in BUILD_EXTRA):
+        return None
+    if package in harness and here == "evaluation":
         return None
     return "which pyproject.toml does not declare for this place"
 
@@ -170,6 +186,9 @@ PLANTED = [
     ("runtime/openvino_decoding.py", "import openvino", "ground floor imports only"),
     ("profiling/worker.py", "import openvino", "does not declare"),
     ("profiling/worker.py", "import torch", "only the torch side"),
+    ("profiling/worker.py", "import lm_eval", "does not declare"),
+    ("profiling/worker.py", "from slmdeploy.evaluation import harness", "rooms on one floor"),
+    ("evaluation/harness.py", "import torch", "only the torch side"),
     ("specs.py", "from torch import nn", "only the torch side"),
     ("packaging/edge.py", "import onnx_ir", "does not declare"),
     ("building/build.py", "import scipy.optimize", "does not declare"),
@@ -196,6 +215,7 @@ ALLOWED = [
     ("exporting/export.py", "from slmdeploy.exporting import parity\nfrom . import decoder"),
     ("artifacts.py", "from slmdeploy.corpus import write"),
     ("building/build.py", "import onnx_ir as ir\nimport numpy as np"),
+    ("evaluation/harness.py", "from lm_eval.api.model import TemplateLM"),
     ("runtime/kv.py", "import os.path\nimport numpy as np\nfrom .errors import InputError\nfrom . import session"),
 ]
 

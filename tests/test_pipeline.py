@@ -41,7 +41,9 @@ def test_a_run_makes_every_artifact_and_tries_the_package(project: Path) -> None
         "profile",
         "select",
         "package",
+        "report",
     ]
+    assert "cpu-int8" in Path(summary["report"]).read_text(encoding="utf-8")
     assert {row["build"] for row in summary["rows"]} == {"baseline", "cpu-fp32", "cpu-int8"}
     assert summary["feasible"]
     assert summary["trial"]["torch_importable"] is False
@@ -58,7 +60,7 @@ def test_a_changed_budget_only_selects_again(project: Path) -> None:
     other = project.parent / "other.toml"
     other.write_text(RECIPE.replace("size_bytes <= 1e9", "size_bytes <= 9e8"))
     outcome = pipeline.run(other, project.parent / "run")
-    assert [step.name for step in outcome.steps if not step.reused] == ["select"]
+    assert [step.name for step in outcome.steps if not step.reused] == ["select", "report"]
 
 
 def test_an_infeasible_budget_says_which_constraint_binds_and_exits_with_3(project: Path) -> None:

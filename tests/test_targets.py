@@ -35,7 +35,15 @@ def test_a_target_says_what_matching_needs(target):
 def test_no_source_without_its_figure_and_measured_ones_say_where(target):
     for figure, source in target.sources.items():
         assert getattr(target, figure), f"{figure} has a source but no value"
-        assert "datasheet" in source or source.startswith("measured on ")
+        assert "datasheet" in source or source.startswith(("measured on ", "price list: "))
+
+
+def test_a_price_says_of_what_and_when():
+    priced = {name: target for name, target in TARGETS.items() if target.price_per_hour_usd}
+    assert set(priced) == {name for name, target in TARGETS.items() if target.peak_ops}
+    for target in priced.values():
+        source = target.sources["price_per_hour_usd"]
+        assert "as of 20" in source or "at commit " in source
 
 
 def test_only_hopper_and_ada_have_fp8():

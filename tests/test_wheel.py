@@ -62,10 +62,13 @@ def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(wheel: Path) 
         assert inside, f"{kind}/ is empty"
 
 
-def test_every_module_of_the_tree_is_in_the_wheel(wheel: Path) -> None:
-    tree = {file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "slmdeploy").rglob("*.py")}
+def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
+    files = [file.relative_to(REPOSITORY) for file in (REPOSITORY / "slmdeploy").rglob("*") if file.is_file()]
+    tree = {file.as_posix() for file in files if "__pycache__" not in file.parts}
     with zipfile.ZipFile(wheel) as archive:
-        assert tree == {name for name in archive.namelist() if name.endswith(".py")}
+        names = {name for name in archive.namelist() if ".dist-info/" not in name and "/_data/" not in name}
+    assert names == tree
+    assert "slmdeploy/reporting/page.css" in names
 
 
 def test_the_installed_package_is_the_one_that_runs(installed: Path) -> None:

@@ -60,7 +60,7 @@ def about(root: Path, threads: int) -> dict[str, Any]:
     """Machine, commit and date."""
     from slmdeploy.profiling.hardware import detect
 
-    machine = detect(bandwidth=False)
+    machine = detect(bench=False)
     described = {
         "cpu": machine.cpu,
         "threads": threads,

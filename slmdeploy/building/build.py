@@ -17,10 +17,12 @@ import onnx_ir as ir
 
 from slmdeploy.artifacts import Artifact, open_artifact, writing
 from slmdeploy.building.encoder_build import compile_encoder
+from slmdeploy.building.fp8_build import compile_fp8
 from slmdeploy.building.gate import (
     Comparison,
     Quality,
     judge,
+    overspent,
     parity_gate,
     speed_gate,
     standard_gate,
@@ -44,10 +46,8 @@ from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.encoder_config import is_encoder
 from slmdeploy.runtime.model import Model
-from slmdeploy.specs import Gate, Profile, Target, Weights
+from slmdeploy.specs import Profile, Target, Weights
 
-_TABLE_SHARE = 0.5
-"""Share of what each limit of the profile leaves that the embedding or the head may use up by itself."""
 _PROMOTED_SHARE = 0.25
 """Share of the quantised linear layers that may be kept in higher precision before a build counts as failed."""
 _SCREENING_TOKENS = 1024
@@ -67,8 +67,9 @@ def build(
 
     ``data`` is a folder whose validation split the quality gate runs on; without it the fp32 graph writes its own text.
     The result has ``passed``, ``gates``, ``quality``, ``parity``, ``speed``, ``scoring``, ``prefill``, ``parts``,
-    ``kept``, and ``forms`` where phases have forms of their own: docs/quantisation.md. Raises InputError when the
-    target lacks what the profile requires, the graph has nothing to quantise or the data nothing to measure on,
+    ``kept``, and ``forms`` where phases have forms of their own: docs/quantisation.md. A build of the engine tensorrt
+    is a graph for its compiler and has ``verification`` instead of ``speed``: docs/tensorrt.md. Raises InputError when
+    the target lacks what the profile requires, the graph has nothing to quantise or the data nothing to measure on,
     CorruptArtifactError for a damaged graph, OutputExistsError, and GateError when the result is no valid model.
     """
     check_requirements(profile, target)
@@ -79,6 +80,8 @@ def build(
     with writing(out, kind="build", plan=plan, inputs=inputs, force=force) as draft:
         if profile.engine == "openvino":
             draft.result |= compile_openvino(graph, draft.path, profile, data, progress or SILENT)
+        elif profile.engine == "tensorrt":
+            draft.result |= compile_fp8(graph, draft.path, profile, target, data, progress or SILENT)
         elif encodes:
             precision = precision_of({STEPS: profile.weights})
             draft.result |= compile_encoder(graph, draft.path, profile, precision, data, progress or SILENT)
@@ -230,21 +233,10 @@ def _settle_tables(bench: _Bench) -> None:
     for name in tables:
         while bench.plan[name].scheme != "fp32":
             quality = bench.alone(name)
-            if not (spent := _overspent(quality, bench.profile.gate)):
+            if not (spent := overspent(quality, bench.profile.gate)):
                 break
             bench.keep(name, quality.kl, spent)
     bench.progress.finish()
-
-
-def _overspent(quality: Quality, limits: Gate) -> str:
-    """Which figure of a table alone is beyond its share of the limit, in words; empty where none is."""
-    share = Gate(
-        max_kl=limits.max_kl * _TABLE_SHARE,
-        min_top1=1 - (1 - limits.min_top1) * _TABLE_SHARE,
-        max_ppl_ratio=1 + (limits.max_ppl_ratio - 1) * _TABLE_SHARE,
-    )
-    failed = [(name, gate) for name, gate in judge(quality, share).items() if not gate["passed"]]
-    return "; ".join(f"{name} {gate['value']} alone is beyond {gate['limit']:.4g}" for name, gate in failed)
 
 
 def _passes(quality: Quality, profile: Profile) -> bool:

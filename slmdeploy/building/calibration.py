@@ -3,7 +3,7 @@
 Runs the fp32 graph with the inputs of its linear layers as its outputs. Ranges: values are counted by float16 number,
 so that memory does not grow with the text. A range that covers the largest value makes the steps of all others coarse:
 of ranges shrunk from the whole one by and by, the one of least squared error is taken. Works for decoders of the
-`shared` interface; knows nothing of profiles or of what is done with its figures.
+`shared` and `standard` interfaces; knows nothing of profiles or of what is done with its figures.
 """
 
 import tempfile
@@ -35,11 +35,19 @@ def calibrate(graph: Path, sequences: Sequences) -> dict[str, Range]:
 
     ``sequences`` are token ids, each run from its beginning.
     """
+    return {name: best_range(found) for name, found in count(graph, sequences).items()}
+
+
+def count(graph: Path, sequences: Sequences) -> dict[str, Counts]:
+    """How often each float16 number, by its bits, stands in each value that linear layers read: int64 [65536] by name.
+
+    A magnitude beyond float16's counts as its largest.
+    """
     counts = {name: np.zeros(1 << 16, np.int64) for name in _widths(graph)}
     for name, rows in _fed(graph, sequences, list(counts)):
         halves = np.clip(rows, -_LARGEST, _LARGEST).astype(np.float16)
         counts[name] += np.bincount(halves.view(np.uint16).ravel(), minlength=1 << 16)
-    return {name: best_range(found) for name, found in counts.items()}
+    return counts
 
 
 class Moments:
@@ -103,14 +111,16 @@ def _fed(graph: Path, sequences: Sequences, names: list[str]) -> Iterator[tuple[
 
 def _feeds(runtime: RuntimeConfig, sequence: Sequence[int]) -> dict[str, npt.NDArray[np.generic]]:
     length = len(sequence)
+    held = length if runtime.interface == "shared" else 0  # room for the present, or a past without a token
     heads = (heads for heads in runtime.kv_heads for _ in range(2))
     past = {
-        name: np.zeros((1, count, length, runtime.head_dim), np.float32)
-        for name, count in zip(kv_names(runtime.layers)[0], heads, strict=True)
+        name: np.zeros((1, groups, held, runtime.head_dim), np.float32)
+        for name, groups in zip(kv_names(runtime.layers)[0], heads, strict=True)
     }
     return {
         "input_ids": np.array([sequence], np.int64),
         "attention_mask": np.ones((1, length), np.int64),
+        "position_ids": np.arange(length)[None],
         "logits_positions": np.arange(length),
         **past,
     }

@@ -7,7 +7,7 @@ not at all where nothing is quantised. Knows nothing of gates.
 from functools import cached_property
 from pathlib import Path
 
-from slmdeploy.building.calibration import Moments, calibrate
+from slmdeploy.building.calibration import Counts, Moments, calibrate, count
 from slmdeploy.building.gate import Comparison
 from slmdeploy.building.gptq import Rounding
 from slmdeploy.building.onnxruntime import open_folder
@@ -40,6 +40,11 @@ class Reference:
     def ranges(self) -> dict[str, Range]:
         """Ranges of what linear layers read on the text to calibrate on."""
         return calibrate(self.graph, self._calibration[0])
+
+    @cached_property
+    def counts(self) -> dict[str, Counts]:
+        """Numbers in what linear layers read on the text to calibrate on, counted."""
+        return count(self.graph, self._calibration[0])
 
     @cached_property
     def rounding(self) -> Rounding:

@@ -1,74 +1,85 @@
-"""Walks a Llama model over calibration rows, each layer seeing what the already pruned layers before it make.
+"""Walks a model over calibration rows, each layer seeing what the already pruned layers before it make.
 
-Per layer it takes the Gram matrix of o_proj's inputs, has them pruned, takes that of down_proj's inputs behind the
-pruned attention, has them pruned, and moves the hidden states on. Products are float32 and their sum over rows float64.
-Knows nothing of how groups are chosen: that is a function it is given.
+For a layer it gives the second moments XᵀX of what one of its linear layers reads, streamed row by row in float64, so
+that a layer costs O(d²) memory beside the residual stream of the rows. The model itself computes masks and rotary
+embeddings of the layer, with every other layer stood in for. Knows nothing of how groups are chosen, nor of families.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask
 
-Prune = Callable[[nn.Linear, Tensor], None]
+from slmdeploy.compress.frame import Bypass, Frame, Rows, stream_of
 
 
 class Walk:
-    """Hidden states of the calibration rows, moved through the model one pruned layer at a time.
+    """The residual stream of calibration rows, moved through the model one layer at a time, from layer 0 on.
 
-    ``input_ids`` and ``position_ids`` are int64 [rows, length], packed as data.py does.
+    Padding takes part in the forward passes, which it does not change, and in no statistic.
     """
 
-    @torch.no_grad()
-    def __init__(self, model: Any, input_ids: Tensor, position_ids: Tensor) -> None:
-        self.model = model.model
-        self.positions = position_ids.split(1)
-        self.hidden = [self.model.embed_tokens(row) for row in input_ids.split(1)]
+    def __init__(self, frame: Frame, rows: Rows) -> None:
+        self.frame, self.rows, self.at = frame, rows, 0
+        self.hidden: list[Tensor | None] = [None] * len(rows.input_ids)
 
     @torch.no_grad()
-    def step(self, layer: Any, prune_attention: Prune, prune_mlp: Prune) -> None:
-        """Prune ``layer`` in place with both functions, each given its linear layer and its inputs' Gram matrix."""
-        contexts = [self._context(layer, hidden, at) for hidden, at in zip(self.hidden, self.positions, strict=True)]
-        prune_attention(layer.self_attn.o_proj, gram(contexts))
-        middles = [h + layer.self_attn.o_proj(c) for h, c in zip(self.hidden, contexts, strict=True)]
-        del contexts
-        neurons = [self._neurons(layer, middle) for middle in middles]
-        prune_mlp(layer.mlp.down_proj, gram(neurons))
-        self.hidden = [m + layer.mlp.down_proj(n) for m, n in zip(middles, neurons, strict=True)]
+    def moments(self, module: str) -> Tensor:
+        """XᵀX [d_in, d_in], float64, of what the linear layer ``module`` of the current layer reads."""
+        linear = self.frame.part(self.at, module)
+        total: list[Tensor] = []
 
-    def _context(self, layer: Any, hidden: Tensor, positions: Tensor) -> Tensor:
-        """What o_proj is given for one row."""
-        caught: list[Tensor] = []
-        hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        def add(row: int, inputs: Tensor) -> None:
+            flat = inputs[0][self.rows.valid[row]].double()
+            if not total:
+                total.append(torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64))
+            total[0].addmm_(flat.T, flat)
+
+        with self._alone():
+            for row in range(len(self.hidden)):
+                hook = linear.register_forward_pre_hook(lambda _, inputs, row=row: add(row, inputs[0]))
+                try:
+                    self._run(row)
+                finally:
+                    hook.remove()
+        return total[0]
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Move the rows through the current layer as it is now, and on to the next."""
+        with self._alone():
+            self.hidden = [self._run(row) for row in range(len(self.hidden))]
+        self.at += 1
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Only the current layer is in the model: the rest of a forward pass costs next to nothing."""
+        layers = self.frame.layers
+        stand_ins: list[nn.Module] = [layer if i == self.at else Bypass() for i, layer in enumerate(layers)]
+        self.frame.put(nn.ModuleList(stand_ins))
         try:
-            layer.self_attn(
-                hidden_states=layer.input_layernorm(hidden),
-                position_embeddings=self.model.rotary_emb(hidden, position_ids=positions),
-                attention_mask=create_causal_mask(
-                    config=self.model.config,
-                    inputs_embeds=hidden,
-                    attention_mask=None,
-                    past_key_values=None,
-                    position_ids=positions,
-                ),
-            )
+            yield
         finally:
-            hook.remove()
-        return caught[0]
+            self.frame.put(layers)
 
-    def _neurons(self, layer: Any, middle: Tensor) -> Tensor:
-        """What down_proj is given for one row."""
-        normed = layer.post_attention_layernorm(middle)
-        activated: Tensor = layer.mlp.act_fn(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed)
-        return activated
+    def _run(self, row: int) -> Tensor:
+        """The output [1, length, hidden] of the current layer for one row."""
+        before, caught = self.hidden[row], []
+        layer = self.frame.layers[self.at]
 
+        def swap(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return inputs if before is None else (before, *inputs[1:])
 
-def gram(inputs: list[Tensor]) -> Tensor:
-    """XᵀX in float64 of inputs [1, length, d] each."""
-    total = torch.zeros(inputs[0].shape[-1], inputs[0].shape[-1], dtype=torch.float64)
-    for part in inputs:
-        flat = part.reshape(-1, part.shape[-1])
-        total += flat.T @ flat
-    return total
+        hooks = (
+            layer.register_forward_pre_hook(swap),
+            layer.register_forward_hook(lambda _, __, output: caught.append(stream_of(output))),
+        )
+        try:
+            self.frame.run(self.rows, row)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        output: Tensor = caught[0]
+        return output

@@ -27,7 +27,6 @@ Kind = Literal["generate", "score"]
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 COLUMNS = {"generate": {"prompt", "completion"}, "text": {"text"}, "score": {"prefix", "items", "labels"}}
 SHUFFLE_BUFFER = 50_000
-NEGATIVES = 2
 ENCODE_AT_ONCE = 64
 LEAST_COUNTED = 32
 # What datasets raises for files and datasets that are not as they should be; parsers raise kinds of ValueError.
@@ -62,19 +61,24 @@ class Tally:
 
 @dataclass(frozen=True)
 class Piece:
-    """One sequence: token ids from BOS on, and how much predicting each of them counts."""
+    """One sequence: token ids from BOS on, and how much predicting each of them counts.
+
+    Items of one query bear its number as ``query``, from 1; 0 is no item. An item's last token is its label word.
+    """
 
     ids: list[int]
     weights: list[float]
+    query: int = 0
 
 
 @dataclass(frozen=True)
 class Texts:
-    """How records become tokens: the tokenizer, the ids that end a text, and the ids of the label words."""
+    """How records become tokens: the tokenizer, the ids that end a text, those of the label words, items per visit."""
 
     tokenizer: Tokenizer
     end: tuple[int, ...] = ()
     label_ids: tuple[int, int] | None = None
+    items: int = 3
     tally: Tally = field(default_factory=Tally)
 
 
@@ -142,10 +146,11 @@ def _kind(name: str, columns: set[str]) -> Kind:
     )
 
 
-def make_texts(checkpoint: Path, end: tuple[int, ...], labels: tuple[str, str], scored: bool) -> Texts:
+def make_texts(checkpoint: Path, end: tuple[int, ...], labels: tuple[str, str], scored: bool, items: int = 3) -> Texts:
     """The tokenizer of a checkpoint, checked; with ``scored``, the label words must be one token each.
 
-    ``end`` are the ids appended to a text. Raises InputError when tokenizer.json is missing or a label word unfit.
+    ``end`` are the ids appended to a text; ``items`` of a scoring record are taken per visit. Raises InputError when
+    tokenizer.json is missing or a label word unfit.
     """
     label_ids = label_token_ids(checkpoint, labels) if scored else None
     file = tokenizer_file(checkpoint)
@@ -155,7 +160,7 @@ def make_texts(checkpoint: Path, end: tuple[int, ...], labels: tuple[str, str], 
         raise CorruptArtifactError(f"{file} is not a tokenizer ({error}); save or download it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return Texts(tokenizer, end, label_ids)
+    return Texts(tokenizer, end, label_ids, items)
 
 
 def pieces(source: Source, texts: Texts, length: int, seed: int) -> Iterator[Piece]:
@@ -234,7 +239,8 @@ def _score_pieces(
         # One relevant item and a few others per visit: more queries are worth more than more of one query's items.
         relevant = [i for i, label in enumerate(labels) if label == 1]
         others = [i for i, label in enumerate(labels) if label == 0]
-        chosen = picker.sample(relevant, min(1, len(relevant))) + picker.sample(others, min(NEGATIVES, len(others)))
+        chosen = picker.sample(relevant, min(1, len(relevant)))
+        chosen += picker.sample(others, min(texts.items - 1, len(others)))
         encoded = texts.tokenizer.encode_batch([items[i] for i in chosen], add_special_tokens=False)
         for which, item in zip(chosen, encoded, strict=True):
             ids = [*prefix.ids, *item.ids, texts.label_ids[labels[which]]]
@@ -243,7 +249,7 @@ def _score_pieces(
                 continue
             # The label word alone says little of how the teacher reads a query: with these, the AUC recovers faster.
             before = len(ids) - 2
-            yield Piece(ids, [0.0, *([1 / before] * before), 1.0])
+            yield Piece(ids, [0.0, *([1 / before] * before), 1.0], query=record["_line"])
 
 
 def _checked_items(source: Source, record: dict[str, Any]) -> tuple[list[str], list[int]]:
@@ -257,16 +263,19 @@ def _checked_items(source: Source, record: dict[str, Any]) -> tuple[list[str], l
 
 
 def rows(stream: Iterator[Piece], texts: Texts, length: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Pack pieces into rows of ``length`` tokens: input_ids, position_ids (int64 [length]) and weights [length].
+    """Pack pieces into rows of ``length`` tokens: input_ids, position_ids, queries (int64 [length]), weights [length].
 
     ``weights[t]`` is the weight of predicting token t; a row's weights sum to one, so that rows count alike whatever
-    they hold. A piece of text is cut to the room that is left when enough of what counts stays.
+    they hold. ``queries`` is the number of the query at the label words of its items and 0 elsewhere; items that the
+    end of a row parts from the others of their query are a list of their own. A piece of text is cut to the room that
+    is left when enough of what counts stays.
     """
     waiting = next(stream)
     while True:
         ids: list[int] = []
         weights: list[float] = []
         positions: list[int] = []
+        queries: list[int] = []
         while len(ids) < length:
             room = length - len(ids)
             taken = min(len(waiting.ids), room)
@@ -275,28 +284,48 @@ def rows(stream: Iterator[Piece], texts: Texts, length: int) -> Iterator[dict[st
             ids += waiting.ids[:taken]
             weights += waiting.weights[:taken]
             positions += range(taken)
+            queries += [0] * (taken - 1) + [waiting.query if taken == len(waiting.ids) else 0]
             waiting = next(stream)
         texts.tally.counted_tokens += sum(weight > 0 for weight in weights)
         texts.tally.row_tokens += length
-        yield _tensors(ids, weights, positions, length)
+        yield _tensors(ids, weights, positions, queries, length)
 
 
-def _tensors(ids: list[int], weights: list[float], positions: list[int], length: int) -> dict[str, torch.Tensor]:
+def _tensors(
+    ids: list[int], weights: list[float], positions: list[int], queries: list[int], length: int
+) -> dict[str, torch.Tensor]:
     room = length - len(ids)
     padded = torch.tensor(weights + [0.0] * room)
     return {
         "input_ids": torch.tensor(ids + [0] * room),
         "position_ids": torch.tensor(positions + list(range(room))),
+        "queries": torch.tensor(queries + [0] * room),
         "weights": padded / padded.sum(),
     }
 
 
+def answered_pieces(pairs: list[tuple[list[int], list[int]]], length: int, seed: int) -> Iterator[Piece]:
+    """Pieces of prompts and answers that are tokens already, as `pieces` makes them of records; answers count."""
+    picker = random.Random(seed)
+    while True:
+        for prompt, answer in picker.sample(pairs, len(pairs)):
+            ids, weights = prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)
+            yield Piece(ids[:length], weights[:length])
+
+
 def mixed_rows(
-    sources: dict[Kind, Source], texts: Texts, *, length: int, score_share: float, seed: int
+    sources: dict[Kind, Source],
+    texts: Texts,
+    *,
+    length: int,
+    score_share: float,
+    seed: int,
+    answers: list[tuple[list[int], list[int]]] | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Rows of both kinds without end, ``score_share`` of them scoring ones, spread evenly; ``is_text`` tells which.
 
-    Raises InputError when a kind that is asked for is not in the data.
+    ``answers`` are pairs of prompt and answer ids that stand for the generate records. Raises InputError when a kind
+    that is asked for is not in the data.
     """
     streams: dict[Kind, Iterator[dict[str, torch.Tensor]]] = {}
     shares: dict[Kind, float] = {"generate": 1 - score_share, "score": score_share}
@@ -304,7 +333,10 @@ def mixed_rows(
         if share > 0 and kind not in sources:
             raise InputError(f"the data has no {kind} records: add them or set score_share to {1 - round(score_share)}")
         if share > 0:
-            streams[kind] = rows(pieces(sources[kind], texts, length, seed), texts, length)
+            stream = pieces(sources[kind], texts, length, seed)
+            if answers is not None and kind == "generate":
+                stream = answered_pieces(answers, length, seed)
+            streams[kind] = rows(stream, texts, length)
     owed = 0.0
     while True:
         owed += score_share

@@ -12,10 +12,13 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from slmdeploy.checkpoint import TOKENIZER_FILES, Weights, read_config
+from slmdeploy.checkpoint import TOKENIZER_FILES, Weights, read_config, weight_files
+from slmdeploy.compress import surgery
+from slmdeploy.compress.families import FAMILIES
 from slmdeploy.errors import InputError, UnsupportedModelError
 
 COPIED = (*TOKENIZER_FILES, "tokenizer.model", "generation_config.json")
@@ -59,12 +62,39 @@ def load_config(checkpoint: Path) -> Any:
 def load_model(checkpoint: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The causal language model with its weights in ``dtype``; safetensors only."""
     Weights(checkpoint)  # missing, pickled or truncated weights are told of in our words
+    config = read_config(checkpoint)
+    # torch's fused attention knows no soft cap, and transformers would leave it out without a word
+    how = {"attn_implementation": "eager"} if config.get("attn_logit_softcapping") is not None else {}
     try:
+        if config.get("layer_shapes") is not None:
+            return _load_uneven(checkpoint, dtype, config["layer_shapes"], how)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
+            checkpoint, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, **how
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise InputError(f"{checkpoint} cannot be loaded as a causal language model: {error}") from error
+    return model
+
+
+def _load_uneven(checkpoint: Path, dtype: torch.dtype, shapes: Any, how: dict[str, str]) -> PreTrainedModel:
+    """The model of a checkpoint whose layers have sizes of their own, which transformers has no config for."""
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
+    family = FAMILIES.get(config.model_type)
+    if family is None or family.fused or not surgery.are_layer_shapes(shapes, config.num_hidden_layers):
+        raise InputError(
+            f"{checkpoint / 'config.json'}: layer_shapes is not what prune writes for model_type = "
+            f"{config.model_type!r}: prune again"
+        )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **how)
+    surgery.resize(model, shapes)
+    weights = {name: tensor for file in weight_files(checkpoint) for name, tensor in load_file(file).items()}
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    tied = {f"{family.head}.weight"} if config.tie_word_embeddings else set()
+    if unknown or set(missing) - tied:
+        raise InputError(f"{checkpoint} does not hold the tensors that its layer_shapes ask for: prune it again")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     return model
 
 

@@ -1,36 +1,37 @@
-"""Distillation losses between a teacher's and a student's next-token distributions, without whole logits.
+"""Divergences between a teacher's and a student's next-token distributions, and their gradients in closed form.
 
-`divergence` compares rows of logits and also gives the gradient in closed form; `chunked_loss` applies both heads to a
-few positions at a time and keeps only gradients of hidden states and of the head, so that a [tokens, vocabulary] tensor
-of neither model ever exists. Knows nothing of batches, prompts or trainers: a position counts by its weight.
-Definitions: GKD (Agarwal et al. 2024), with p the teacher, q the student and the mixture M = βp + (1-β)q a mean of
-probabilities, not of logarithms.
+`divergence` compares rows of logits; `top_divergence` does where of the teacher only its k likeliest tokens and the
+mass of all others are known; `cross_entropy` compares with the tokens that came. Each gives value and gradient, so
+that chunked.py needs no graph of a [tokens, vocabulary] tensor. Knows nothing of heads, batches or trainers.
+Definitions, with p the teacher and q the student: GKD (Agarwal et al. 2024, arXiv 2306.13649), its mixture
+M = βp + (1-β)q a mean of probabilities, not of logarithms; DistiLLM (Ko et al. 2024, arXiv 2402.03898) for the skew
+divergences; total variation ½Σ|p-q| as in f-distill (Wen et al. 2023, arXiv 2307.15190).
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK_ELEMENTS = 1 << 20
+LossName = Literal["forward_kl", "reverse_kl", "jsd", "tvd", "skew_kl", "reverse_skew_kl"]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: ``ce_share``·CE + (1 - ``ce_share``)·T²·KD(p_T, q_T)."""
+    """What is minimised: ``ce_share``·CE + (1 - ``ce_share``)·T²·KD(p_T, q_T).
 
-    loss: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    ``beta`` is the teacher's weight in jsd's mixture; ``skew`` the share s of its own that the second distribution
+    gets: skew_kl is KL(p‖s·p+(1-s)·q), reverse_skew_kl is KL(q‖(1-s)·p+s·q).
+    """
+
+    loss: LossName = "forward_kl"
     beta: float = 0.5
+    skew: float = 0.1
     temperature: float = 1.0
     ce_share: float = 0.0
-
-    @property
-    def mixture(self) -> float:
-        """The teacher's weight in M; the two KLs are the ends that the generalised JSD is defined to have."""
-        return {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": self.beta}[self.loss]
 
 
 def divergence(student: Tensor, teacher: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
@@ -38,23 +39,89 @@ def divergence(student: Tensor, teacher: Tensor, objective: Objective) -> tuple[
 
     ``student`` and ``teacher`` are logits [n, vocabulary]; returns ([n] in nats, [n, vocabulary]).
     """
-    temperature, beta = objective.temperature, objective.mixture
+    temperature = objective.temperature
     log_q = functional.log_softmax(student / temperature, dim=-1)
     log_p = functional.log_softmax(teacher / temperature, dim=-1)
+    value, slope = _compare(log_q, log_p, objective)
+    return temperature**2 * value, temperature * slope
+
+
+def _compare(log_q: Tensor, log_p: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """The divergence of each row and its gradient with respect to the logits that ``log_q`` is the log-softmax of."""
     q, p = log_q.exp(), log_p.exp()
-    if beta == 0.0:
-        value = (p * (log_p - log_q)).sum(-1)
-        return temperature**2 * value, temperature * (q - p)
-    if beta == 1.0:
-        slope = log_q - log_p
-        value = (q * slope).sum(-1)
-        return temperature**2 * value, temperature * q * (slope - value[:, None])
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-    from_student = (q * (log_q - log_m)).sum(-1)
-    value = beta * (p * (log_p - log_m)).sum(-1) + (1 - beta) * from_student
+    match objective.loss:
+        case "forward_kl":
+            return _sum(p, log_p - log_q), q - p
+        case "reverse_kl":
+            return _sum(q, log_q - log_p), _through_softmax(q, log_q - log_p)
+        case "jsd":
+            return _jensen_shannon(log_q, log_p, objective.beta)
+        case "tvd":
+            return (p - q).abs().sum(-1) / 2, _through_softmax(q, torch.sign(q - p) / 2)
+        case "skew_kl":
+            log_m = _mix(log_p, log_q, objective.skew)
+            return _sum(p, log_p - log_m), _through_softmax(q, -(1 - objective.skew) * (log_p - log_m).exp())
+        case "reverse_skew_kl":
+            log_m = _mix(log_q, log_p, objective.skew)
+            ratio = log_q - log_m
+            return _sum(q, ratio), _through_softmax(q, ratio - objective.skew * ratio.exp())
+
+
+def _jensen_shannon(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """β·KL(p‖M) + (1-β)·KL(q‖M); at its ends, where that is 0, the KLs that GKD defines it to be."""
+    if beta in (0.0, 1.0):
+        return _compare(log_q, log_p, Objective("forward_kl" if beta == 0.0 else "reverse_kl"))
+    log_m, q = _mix(log_p, log_q, beta), log_q.exp()
+    value = beta * _sum(log_p.exp(), log_p - log_m) + (1 - beta) * _sum(q, log_q - log_m)
     # What reaches q through M sums to -(1-β)·M/M, a constant, and the softmax drops constants.
-    slope = (1 - beta) * (log_q - log_m - from_student[:, None])
-    return temperature**2 * value, temperature * q * slope
+    return value, _through_softmax(q, (1 - beta) * (log_q - log_m))
+
+
+def _mix(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """log(share·exp(first) + (1-share)·exp(second))."""
+    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
+
+
+def _sum(weights: Tensor, values: Tensor) -> Tensor:
+    return (weights * values).sum(-1)
+
+
+def _through_softmax(q: Tensor, slope: Tensor) -> Tensor:
+    """The gradient with respect to logits, from the one with respect to their softmax ``q``."""
+    return q * (slope - _sum(q, slope)[:, None])
+
+
+def top_bins(teacher: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The ``count`` likeliest tokens of each row of logits [n, vocabulary], and log-masses at ``temperature``.
+
+    Returns ids [n, count] and [n, count + 1]: the log-probability of each, then the log of what all others hold
+    together. With ``count`` the whole vocabulary there are no others and no last column.
+    """
+    log_p = functional.log_softmax(teacher / temperature, dim=-1)
+    top, ids = log_p.topk(count, dim=-1)
+    if count == teacher.shape[-1]:
+        return ids, top
+    rest = log_p.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)
+    return ids, torch.cat([top, rest], -1)
+
+
+def top_divergence(student: Tensor, ids: Tensor, log_mass: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """`divergence` over ``count`` + 1 bins: the tokens of ``ids`` and all others as one; shapes as of `top_bins`.
+
+    Never more than the whole divergence, whichever it is, since all are f-divergences and merging outcomes lowers those
+    (data processing inequality), and equal to it when teacher and student share out the rest alike. The gradient of the
+    forward KL at the tokens of ``ids`` is that of the whole.
+    """
+    temperature = objective.temperature
+    bins, shares = student.gather(-1, ids), None
+    if log_mass.shape[-1] > ids.shape[-1]:
+        others = student.scatter(-1, ids, -math.inf) / temperature
+        rest = others.logsumexp(-1, keepdim=True)
+        bins, shares = torch.cat([bins, rest * temperature], -1), (others - rest).exp()
+    # Log-masses are logits too; times T, because `divergence` divides by it.
+    value, slope = divergence(bins, log_mass * temperature, objective)
+    whole = torch.zeros_like(student) if shares is None else shares * slope[:, -1:]
+    return value, whole.scatter(-1, ids, slope[:, : ids.shape[-1]])
 
 
 def cross_entropy(student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,101 +131,3 @@ def cross_entropy(student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(labels), device=labels.device)
     gradient[rows, labels] -= 1
     return -log_q[rows, labels], gradient
-
-
-@dataclass(frozen=True)
-class Positions:
-    """The counted positions: hidden states of both models [n, hidden], the next token [n] and its weight [n]."""
-
-    student: Tensor
-    teacher: Tensor
-    labels: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True)
-class LossParts:
-    """The weighted sums: ``total`` carries the gradient, ``kd`` and ``ce`` are for the log."""
-
-    total: Tensor
-    kd: Tensor
-    ce: Tensor
-
-
-def chunked_loss(
-    positions: Positions, student_head: Tensor, teacher_head: Tensor, objective: Objective, dtype: torch.dtype
-) -> LossParts:
-    """Σ weight·loss over the positions, with gradients into ``positions.student`` and ``student_head``.
-
-    Heads are [vocabulary, hidden] of their own model. Logits are multiplied in ``dtype`` and compared in at least
-    float32. A vocabulary that differs is the caller's error.
-    """
-    return LossParts(
-        *_ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-            positions.student,
-            student_head,
-            positions.teacher,
-            teacher_head,
-            positions.labels,
-            positions.weights,
-            objective,
-            dtype,
-        )
-    )
-
-
-class _ChunkedLoss(torch.autograd.Function):
-    """Computes the gradients during the forward pass, chunk by chunk, and only scales them in the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head: Tensor,
-        teacher_hidden: Tensor,
-        teacher_head: Tensor,
-        labels: Tensor,
-        weights: Tensor,
-        objective: Objective,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(hidden.device.type, enabled=False):
-            head_low, teacher_low = head.to(dtype), teacher_head.to(dtype)
-            hidden_gradient = torch.zeros_like(hidden)
-            head_gradient = torch.zeros_like(head)
-            sums = torch.zeros(2, dtype=weights.dtype, device=weights.device)
-            size = max(1, CHUNK_ELEMENTS // head.shape[0])
-            for start in range(0, len(labels), size):
-                part = slice(start, start + size)
-                low, weight = hidden[part].to(dtype), weights[part]
-                logits, expected = low @ head_low.T, teacher_hidden[part].to(dtype) @ teacher_low.T
-                kd, ce, slope = _compare(_wide(logits), _wide(expected), labels[part], objective)
-                slope = (slope * weight[:, None]).to(dtype)
-                hidden_gradient[part] = (slope @ head_low).to(hidden.dtype)
-                head_gradient += slope.T @ low
-                sums += torch.stack([(kd * weight).sum(), (ce * weight).sum()])
-        ctx.save_for_backward(hidden_gradient, head_gradient)
-        kd_sum, ce_sum = sums[0], sums[1]
-        ctx.mark_non_differentiable(kd_sum, ce_sum)
-        return (1 - objective.ce_share) * kd_sum + objective.ce_share * ce_sum, kd_sum, ce_sum
-
-    @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_gradient, head_gradient = ctx.saved_tensors
-        return hidden_gradient * grad_total, head_gradient * grad_total, None, None, None, None, None, None
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-def _compare(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, objective: Objective
-) -> tuple[Tensor, Tensor, Tensor]:
-    """KD [n], CE [n] and the gradient of their mix [n, vocabulary]."""
-    kd, slope = divergence(logits, teacher_logits, objective)
-    if objective.ce_share == 0.0:
-        with_labels = torch.logsumexp(logits, -1) - logits.gather(1, labels[:, None])[:, 0]
-        return kd, with_labels, slope
-    ce, ce_slope = cross_entropy(logits, labels)
-    return kd, ce, (1 - objective.ce_share) * slope + objective.ce_share * ce_slope

@@ -1,29 +1,35 @@
-"""`prune`: a Llama checkpoint becomes smaller in one shot: layers, neurons and GQA groups go, the rest is re-fitted.
+"""`prune`: a checkpoint becomes smaller in one shot: layers, hidden channels, neurons and GQA groups go.
 
-Checks without torch, then has whole layers removed (depth.py), has each layer that is left pruned behind the already
-pruned ones (calibration.py, importance.py), cuts the model (surgery.py), checks that the cut changed nothing, and
-writes an ordinary checkpoint with the indices of what went or stayed in its manifest. Knows nothing of distillation,
-which is what makes a pruned model good again.
+Checks without torch, then has whole layers removed (depth.py), channels of the residual stream after them, and the
+groups of each layer that is left, behind the already pruned ones (widths.py); what was cut is checked against the same
+model masked, and an ordinary checkpoint is written with the indices of what went or stayed in its manifest. A pruning
+that was killed goes on after its last finished layer. Knows nothing of distillation, which is what makes a pruned model
+good again.
 """
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from slmdeploy.artifacts import Artifact, open_artifact, writing
+from slmdeploy.artifacts import Artifact, content_key, open_artifact, writing
 from slmdeploy.checkpoint import LABELS, read_config, resolve_checkpoint
-from slmdeploy.errors import InputError, UnsupportedModelError
+from slmdeploy.compress.families import Family, Shape, family_of, shape_of
+from slmdeploy.errors import InputError
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
 
-METHODS = ("osscar", "magnitude", "random")
-MODEL_TYPES = ("llama",)
+METHODS = ("osscar", "minitron", "magnitude", "random")
+ALLOCATIONS = ("uniform", "global")
 LENGTH = 512
 
 
 class KeptCounts(NamedTuple):
-    """How many layers stay, and how many KV heads and neurons of each of them."""
+    """How many layers and hidden channels stay, and how many KV heads and neurons of each layer.
+
+    With allocation "global" the last two are means: layers differ, and together keep as many.
+    """
 
     layers: int
+    hidden: int
     kv_heads: int
     neurons: int
 
@@ -34,9 +40,11 @@ def prune(
     out: Path,
     ratio: float,
     data: Path | str,
-    method: Literal["osscar", "magnitude", "random"] = "osscar",
+    method: Literal["osscar", "minitron", "magnitude", "random"] = "osscar",
     attention_ratio: float | None = None,
     layer_ratio: float = 0.0,
+    hidden_ratio: float = 0.0,
+    allocation: Literal["uniform", "global"] = "uniform",
     calibration_tokens: int = 16384,
     tile: int = 16,
     seed: int = 0,
@@ -44,23 +52,42 @@ def prune(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Remove the share ``ratio`` of every layer's MLP neurons and GQA groups and write the rest at ``out``.
+    """Remove the share ``ratio`` of the MLP neurons and GQA groups of a decoder and write the rest at ``out``.
 
-    ``attention_ratio`` is another share for the groups (0 keeps all). Kept neurons are a multiple of ``tile``, kept
-    groups at least one. ``layer_ratio`` is the share of whole layers that goes first, rounded to a number of layers:
-    those of least block influence (depth.py), with method random any; with it ``ratio`` may be 0, and when no neuron
-    and no group goes either, the layers that stay are unchanged. ``data`` (see data.py) calibrates; magnitude and
-    random choose neurons and groups without it and re-fit nothing, but their errors are measured on it. ``result``
-    holds the new shape, the removed layers in order with the influence that each had, the kept indices and relative
-    output errors per layer that is left (none when nothing was cut from them), and the largest logit difference between
-    masked and cut model. Raises InputError for unfit numbers or data, UnsupportedModelError for a family that is not
-    Llama.
+    ``attention_ratio`` is another share for the groups (0 keeps all); without GQA a group is a single head. Kept
+    neurons are a multiple of ``tile``, kept groups at least one. ``layer_ratio`` is the share of whole layers that goes
+    first, rounded to a number of layers: those of least block influence (depth.py), with method random any.
+    ``hidden_ratio`` is the share of the residual stream's channels that goes next, to a multiple of ``tile``: the least
+    active ones with methods osscar and minitron. With either of them ``ratio`` may be 0, and when no neuron and no
+    group goes, those of the layers that stay are unchanged.
+
+    ``allocation`` "uniform" takes the same share of every layer; "global" takes what costs least over all layers, and
+    the result, whose config lists ``layer_shapes``, is read by `distill` and `export` and not by transformers.
+
+    ``data`` (see data.py) calibrates. Only osscar re-fits what stays; minitron ranks by activations, magnitude and
+    random know no data, but their errors are measured on it. ``result`` holds the new shape, the removed layers in
+    order with the influence that each had, the kept channels, the kept indices and relative output errors per layer
+    that is left (none when nothing was cut from them), how the shares were allocated, where the calibration data did
+    not span a layer's inputs, and the largest logit difference between masked and cut model. Raises InputError for
+    unfit numbers or data, UnsupportedModelError for a family that is not in the table of families.py.
     """
     require("build", "torch", "transformers", "datasets")
     path = resolve_checkpoint(checkpoint)
-    kept = kept_counts(path, ratio=ratio, attention_ratio=attention_ratio, layer_ratio=layer_ratio, tile=tile)
     if method not in METHODS:
         raise InputError(f"method {method!r} is unknown: use one of {', '.join(METHODS)}")
+    if allocation not in ALLOCATIONS:
+        raise InputError(f"allocation {allocation!r} is unknown: use one of {', '.join(ALLOCATIONS)}")
+    kept = kept_counts(
+        path,
+        ratio=ratio,
+        attention_ratio=attention_ratio,
+        layer_ratio=layer_ratio,
+        hidden_ratio=hidden_ratio,
+        tile=tile,
+        uneven=allocation == "global",
+    )
+    if method == "random" and allocation == "global":
+        raise InputError("method random has no scores to compare layers by: use it with allocation uniform")
     if calibration_tokens < LENGTH:
         raise InputError(f"calibration_tokens = {calibration_tokens} is too few: give at least {LENGTH}")
     plan: dict[str, Any] = {
@@ -68,6 +95,8 @@ def prune(
         "ratio": ratio,
         "attention_ratio": attention_ratio,
         "layer_ratio": layer_ratio,
+        "hidden_ratio": hidden_ratio,
+        "allocation": allocation,
         "method": method,
         "calibration_tokens": calibration_tokens,
         "tile": tile,
@@ -80,86 +109,137 @@ def prune(
     else:
         plan["data"] = str(data)
     with writing(out, kind="checkpoint", plan=plan, inputs=inputs, force=force) as draft:
-        from slmdeploy.compress.pruning import prune_checkpoint  # brings torch, which the checks above need not
+        # brings torch, which the checks above need not
+        from slmdeploy.compress.journal import journal
+        from slmdeploy.compress.pruning import Settings, prune_checkpoint
 
-        draft.result.update(
-            prune_checkpoint(
-                path,
-                draft.path,
-                data=data,
-                kept=kept,
-                method=method,
-                tokens=calibration_tokens,
-                seed=seed,
-                labels=labels,
-                progress=progress or SILENT,
+        settings = Settings(kept, method, allocation, tile, calibration_tokens, seed, labels)
+        with journal(out, content_key("checkpoint", plan, inputs)) as notes:
+            result = prune_checkpoint(
+                path, draft.path, data=data, settings=settings, journal=notes, progress=progress or SILENT
             )
-        )
+        draft.result.update(result)
     return open_artifact(out, "checkpoint")
 
 
 def kept_counts(
-    checkpoint: Path, *, ratio: float, attention_ratio: float | None, layer_ratio: float, tile: int
+    checkpoint: Path,
+    *,
+    ratio: float,
+    attention_ratio: float | None = None,
+    layer_ratio: float = 0.0,
+    hidden_ratio: float = 0.0,
+    tile: int = 16,
+    uneven: bool = False,
 ) -> KeptCounts:
-    """How many layers stay, and how many KV heads and neurons of each.
+    """How many layers and channels stay, and how many KV heads and neurons of each layer.
 
-    Raises InputError when a ratio is outside its range, leaves nothing, or all together remove nothing;
-    UnsupportedModelError for another family.
+    Raises InputError when a ratio is outside its range, leaves nothing, all together remove nothing, or the family's
+    config cannot say the result; UnsupportedModelError for another family.
     """
     config = read_config(checkpoint)
-    if config.get("model_type") not in MODEL_TYPES:
-        raise UnsupportedModelError(
-            f"{checkpoint}: model_type = {config.get('model_type')!r} cannot be pruned, only {', '.join(MODEL_TYPES)}"
-        )
-    if not 0 <= layer_ratio < 1:
-        raise InputError(f"layer_ratio = {layer_ratio} is not a share to remove: give 0 to below 1")
-    if not 0 <= ratio < 1 or ratio == layer_ratio == 0:
+    family = family_of(checkpoint, config)
+    _check_ratios(ratio, attention_ratio, layer_ratio, hidden_ratio)
+    if uneven and family.fused:
         raise InputError(
-            f"ratio = {ratio} is not a share to remove: give a number between 0 and 1, or 0 with a layer_ratio above 0"
+            f"{checkpoint}: its layers keep one size, since its family stores projections fused or turned: use "
+            "allocation uniform"
+        )
+    dense = shape_of(config)
+    heads = ratio if attention_ratio is None else attention_ratio
+    cuts = _Cuts(checkpoint, family, dense, tile, uneven)
+    layers, hidden, neurons = cuts.layers(layer_ratio), cuts.hidden(hidden_ratio), cuts.neurons(ratio)
+    kept = KeptCounts(layers, hidden, cuts.kv_heads(heads, hidden), neurons)
+    if kept == (dense.layers, dense.hidden, dense.kv_heads, dense.neurons):
+        raise InputError(
+            f"{checkpoint}: layer_ratio = {layer_ratio} removes none of its {dense.layers} layers, and nothing else "
+            "goes: raise it"
+            if layer_ratio
+            else f"{checkpoint}: nothing goes, since what stays is rounded to tiles of {tile}: raise a ratio"
+        )
+    return kept
+
+
+def _check_ratios(ratio: float, attention_ratio: float | None, layer_ratio: float, hidden_ratio: float) -> None:
+    for name, share in (("layer_ratio", layer_ratio), ("hidden_ratio", hidden_ratio)):
+        if not 0 <= share < 1:
+            raise InputError(f"{name} = {share} is not a share to remove: give 0 to below 1")
+    if not 0 <= ratio < 1 or ratio == layer_ratio == hidden_ratio == 0:
+        raise InputError(
+            f"ratio = {ratio} is not a share to remove: give a number between 0 and 1, or 0 with a layer_ratio or "
+            "hidden_ratio above 0"
         )
     if attention_ratio is not None and not 0 <= attention_ratio < 1:
         raise InputError(f"attention_ratio = {attention_ratio} is not a share to remove: give 0 to below 1")
-    layers, neurons = int(config["num_hidden_layers"]), int(config["intermediate_size"])
-    heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
-    kept = KeptCounts(
-        layers=layers - round(layers * layer_ratio),
-        neurons=_kept_neurons(checkpoint, neurons, ratio, tile),
-        kv_heads=_kept_heads(checkpoint, config, heads, ratio if attention_ratio is None else attention_ratio),
-    )
-    if kept.layers == 0:
-        raise InputError(f"{checkpoint}: layer_ratio = {layer_ratio} leaves none of its {layers} layers: lower it")
-    if ratio == 0 and kept == (layers, heads, neurons):
-        raise InputError(
-            f"{checkpoint}: layer_ratio = {layer_ratio} removes none of its {layers} layers, and nothing else goes: "
-            "raise it"
+
+
+class _Cuts(NamedTuple):
+    """What shares of a model's sizes come to, and whether its family can say them."""
+
+    checkpoint: Path
+    family: Family
+    dense: Shape
+    tile: int
+    uneven: bool
+
+    def layers(self, share: float) -> int:
+        kept = self.dense.layers - round(self.dense.layers * share)
+        if kept == 0:
+            raise InputError(
+                f"{self.checkpoint}: layer_ratio = {share} leaves none of its {self.dense.layers} layers: lower it"
+            )
+        return kept
+
+    def hidden(self, share: float) -> int:
+        if share and "hidden" in self.family.bound:
+            raise InputError(
+                f"{self.checkpoint}: its hidden width cannot be pruned, since {self.family.bound['hidden']}: "
+                "leave hidden_ratio at 0"
+            )
+        return self._tiles("hidden_ratio", share, self.dense.hidden, "hidden channels")
+
+    def neurons(self, share: float) -> int:
+        return self._tiles("ratio", share, self.dense.neurons, "neurons")
+
+    def kv_heads(self, share: float, hidden: int) -> int:
+        heads = self.dense.kv_heads
+        if share and "kv_heads" in self.family.bound:
+            raise InputError(
+                f"{self.checkpoint}: its heads cannot be pruned, since {self.family.bound['kv_heads']}: "
+                "set attention_ratio to 0"
+            )
+        kept = round(heads * (1 - share))
+        if kept == 0:
+            raise InputError(
+                f"{self.checkpoint}: removing {share} of its {heads} KV heads leaves none: lower attention_ratio"
+            )
+        # Some config classes refuse a hidden size that the query heads do not divide, whatever head_dim says.
+        bound, per_kv = self.family.whole_heads, self.dense.queries_per_kv
+        fitting = [n for n in range(1, heads + 1) if not bound or hidden % (n * per_kv) == 0]
+        # Layers of unequal sizes leave the config's own head count as it was.
+        if (heads if self.uneven else kept) not in fitting:
+            raise InputError(self._unfit(share, kept, hidden, fitting))
+        return kept
+
+    def _unfit(self, share: float, kept: int, hidden: int, fitting: list[int]) -> str:
+        where = f"transformers does not load with hidden_size = {hidden}"
+        if hidden != self.dense.hidden:
+            return f"{self.checkpoint}: {kept} KV heads stay, which {where}: change hidden_ratio or attention_ratio"
+        return (
+            f"{self.checkpoint}: removing {share} keeps {kept} of its {self.dense.kv_heads} KV heads, which {where}: "
+            f"set attention_ratio so that {_either(fitting)} stay"
         )
-    return kept
 
-
-def _kept_neurons(checkpoint: Path, neurons: int, ratio: float, tile: int) -> int:
-    if ratio == 0:
-        return neurons  # also where the dense model is no multiple of the tile
-    kept = round(neurons * (1 - ratio) / tile) * tile
-    if not 0 < kept <= neurons:
-        raise InputError(
-            f"{checkpoint}: ratio = {ratio} leaves no multiple of tile = {tile} of its {neurons} neurons: change either"
-        )
-    return kept
-
-
-def _kept_heads(checkpoint: Path, config: dict[str, Any], heads: int, share: float) -> int:
-    kept = round(heads * (1 - share))
-    if kept == 0:
-        raise InputError(f"{checkpoint}: removing {share} of its {heads} KV heads leaves none: lower attention_ratio")
-    # transformers refuses a Llama whose hidden size the query heads do not divide, whatever head_dim says.
-    hidden, queries = int(config["hidden_size"]), int(config["num_attention_heads"])
-    fitting = [n for n in range(1, heads + 1) if hidden % (n * queries // heads) == 0]
-    if kept not in fitting:
-        raise InputError(
-            f"{checkpoint}: removing {share} keeps {kept} of its {heads} KV heads, which transformers does not "
-            f"load with hidden_size = {hidden}: set attention_ratio so that {_either(fitting)} stay"
-        )
-    return kept
+    def _tiles(self, name: str, share: float, whole: int, what: str) -> int:
+        if share == 0:
+            return whole  # also where the dense model is no multiple of the tile
+        kept = round(whole * (1 - share) / self.tile) * self.tile
+        if not 0 < kept <= whole:
+            raise InputError(
+                f"{self.checkpoint}: {name} = {share} leaves no multiple of tile = {self.tile} of its {whole} {what}: "
+                "change either"
+            )
+        return kept
 
 
 def _either(numbers: list[int]) -> str:

@@ -1,115 +1,158 @@
-"""The torch half of `prune`: loads, calibrates, removes layers, prunes every layer that is left, cuts, checks, saves.
+"""The torch half of `prune`: loads, calibrates, removes layers, channels and groups, cuts, checks, saves.
 
-Between the verb (prune.py: checks and files) and the parts that each know one thing: depth, calibration, importance and
+Between the verb (prune.py: checks and files) and the parts that each know one thing: depth, activations, widths and
 surgery.
 """
 
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slmdeploy.compress import depth, importance, loading, surgery
-from slmdeploy.compress.calibration import Prune, Walk
+from slmdeploy.compress import activations, depth, loading, surgery
 from slmdeploy.compress.data import make_texts, mixed_rows, open_sources
-from slmdeploy.compress.importance import Choice, Method
+from slmdeploy.compress.frame import Frame, Rows
+from slmdeploy.compress.importance import Method
+from slmdeploy.compress.journal import Journal
 from slmdeploy.compress.prune import LENGTH, KeptCounts
+from slmdeploy.compress.widths import Widths
 from slmdeploy.errors import GateError, InputError
 from slmdeploy.progress import Progress
 
 MAX_DIFFERENCE = 1e-4
+"""Between masked and cut logits, as a share of the largest logit where that is above 1."""
+
+
+class Settings(NamedTuple):
+    """What the verb was asked for, resolved."""
+
+    kept: KeptCounts
+    method: Method
+    allocation: str
+    tile: int
+    tokens: int
+    seed: int
+    labels: tuple[str, str]
 
 
 def prune_checkpoint(
-    checkpoint: Path,
-    out: Path,
-    *,
-    data: Path | str,
-    kept: KeptCounts,
-    method: Method,
-    tokens: int,
-    seed: int,
-    labels: tuple[str, str],
-    progress: Progress,
+    checkpoint: Path, out: Path, *, data: Path | str, settings: Settings, journal: Journal, progress: Progress
 ) -> dict[str, Any]:
-    """Prune ``checkpoint`` to ``kept``, layers before widths, save into the folder ``out``, say what was done.
+    """Prune ``checkpoint``, layers before channels before widths, save into the folder ``out``, say what was done.
 
     Raises GateError when a cut model and the masked one differ.
     """
     with loading.quiet():
         config = loading.load_config(checkpoint)
-        rows = calibration_rows(checkpoint, config, data, tokens, seed, labels)
+        rows = calibration_rows(checkpoint, config, data, settings.tokens, settings.seed, settings.labels)
+        if not rows.valid.any():
+            raise InputError(f"{data} has no token to predict, so that nothing can be measured on it: add completions")
         model: Any = loading.load_model(checkpoint, torch.float32).eval()
-        before, difference = model.num_parameters(), 0.0
-        removed: list[depth.Removal] = []
-        choices: list[dict[str, Any]] = []
-
-        # 1. Whole layers, so that the widths are fitted to the model that is left.
-        if kept.layers < len(model.model.layers):
-            removed = _remove_layers(model, kept.layers, rows, data, method, seed, progress)
-            gone = {removal.layer for removal in removed}
-            shorter = surgery.shorten(model, [i for i in range(len(model.model.layers)) if i not in gone])
-            difference = _checked(checkpoint, model, shorter, rows)
-            model = shorter
-
-        # 2. The groups of every layer that is left.
-        shape = surgery.shape_of(model.config)
-        if (kept.kv_heads, kept.neurons) != (shape.kv_heads, shape.neurons):
-            pruner = _prune_widths(model, kept, rows, method, seed, loading.stored_dtype(config), progress)
-            narrower = surgery.cut(model, pruner.kept())
-            difference = max(difference, _checked(checkpoint, model, narrower, rows))
-            model, choices = narrower, pruner.report()
-
-        after = model.num_parameters()
-        model.to(loading.stored_dtype(config)).save_pretrained(out)
+        before, stored = model.num_parameters(), loading.stored_dtype(config)
+        work = _Work(checkpoint, model, rows, settings, stored, journal, progress)
+        del model  # not held beside the smaller ones
+        work.remove_layers()
+        work.remove_channels()
+        work.remove_groups()
+        after = work.model.num_parameters()
+        work.model.to(stored).save_pretrained(out)
     loading.copy_companions(checkpoint, out)
     return {
         "parameters": {"before": before, "after": after},
-        "kept_per_layer": {"kv_heads": kept.kv_heads, "neurons": kept.neurons},
-        "cut_max_difference": difference,
-        "calibration_tokens": rows.input_ids.numel(),
-        "removed_layers": [asdict(removal) for removal in removed],
-        "layers": choices,
+        "kept_per_layer": {"kv_heads": settings.kept.kv_heads, "neurons": settings.kept.neurons},
+        "cut_max_difference": work.difference,
+        "calibration_tokens": int(rows.valid.sum()),
+        **work.result,
     }
 
 
-def _remove_layers(
-    model: Any, keep: int, rows: depth.Rows, data: Path | str, method: Method, seed: int, progress: Progress
-) -> list[depth.Removal]:
-    if not rows.valid.any():
-        raise InputError(f"{data} has no token to predict, so that no layer can be measured on it: add completions")
-    count = len(model.model.layers) - keep
-    return depth.remove_layers(model, count, rows, method=method, seed=seed, progress=progress)
+class _Work:
+    """The model as it gets smaller, and what was done to it."""
 
+    def __init__(
+        self,
+        checkpoint: Path,
+        model: Any,
+        rows: Rows,
+        settings: Settings,
+        stored: torch.dtype,
+        journal: Journal,
+        progress: Progress,
+    ) -> None:
+        self.checkpoint, self.model, self.rows, self.settings = checkpoint, model, rows, settings
+        self.stored, self.journal, self.progress = stored, journal, progress
+        self.difference = 0.0
+        self.result: dict[str, Any] = {"removed_layers": [], "kept_channels": None, "layers": []}
+        self.result |= {"allocation": None, "singular": []}
 
-def _prune_widths(
-    model: Any, kept: KeptCounts, rows: depth.Rows, method: Method, seed: int, stored: torch.dtype, progress: Progress
-) -> "_Pruner":
-    """Prune every layer of ``model`` in place: removed groups are zero, nothing is cut yet."""
-    pruner = _Pruner(model, kept, method, seed, stored)
-    walk = Walk(model, rows.input_ids, rows.position_ids)
-    progress.start("prune", len(model.model.layers), "layers")
-    for layer in model.model.layers:
-        pruner.at(layer, walk)
-        progress.advance(1, f"error {pruner.choices[-1][1].relative_error:.3f}")
-    progress.finish()
-    return pruner
+    def remove_layers(self) -> None:
+        """Whole layers first, so that everything else is fitted to the model that is left."""
+        layers = len(Frame(self.model).layers)
+        if (count := layers - self.settings.kept.layers) == 0:
+            return
+        found = self.journal.read("layers")
+        removed = depth.remove_layers(
+            self.model,
+            count,
+            self.rows,
+            method=self.settings.method,
+            seed=self.settings.seed,
+            done=[depth.Removal(**one) for one in found[0]] if found else (),
+            note=lambda all_: self.journal.write("layers", [asdict(one) for one in all_]),
+            progress=self.progress,
+        )
+        gone = {removal.layer for removal in removed}
+        shorter = surgery.shorten(self.model, [i for i in range(layers) if i not in gone])
+        self._replace(self.model, shorter)
+        self.result["removed_layers"] = [asdict(removal) for removal in removed]
 
+    def remove_channels(self) -> None:
+        """Channels of the residual stream, by one ranking for the whole model, because all layers share the stream."""
+        shape, keep = surgery.config_shape(self.model.config), self.settings.kept.hidden
+        if keep == shape.hidden:
+            return
+        scores = self._channel_scores(shape.group_width)
+        kept = sorted(scores.argsort(descending=True, stable=True)[:keep].tolist())
+        self._replace(surgery.masked_channels(self.model, kept), surgery.narrow(self.model, kept))
+        self.result["kept_channels"] = kept
 
-def _checked(checkpoint: Path, masked: Any, smaller: Any, rows: depth.Rows) -> float:
-    """The largest logit difference of both; GateError when the cut changed more than rounding does."""
-    difference = surgery.max_difference(masked, smaller, rows.input_ids[:1])
-    if difference > MAX_DIFFERENCE:
-        raise GateError(f"cutting {checkpoint} changed its logits by {difference:.2e}, more than {MAX_DIFFERENCE}")
-    return difference
+    def remove_groups(self) -> None:
+        """The groups of every layer that is left."""
+        shape, kept = surgery.config_shape(self.model.config), self.settings.kept
+        if (kept.kv_heads, kept.neurons) == (shape.kv_heads, shape.neurons):
+            return
+        one = self.settings
+        widths = Widths(self.model, self.rows, one.method, one.seed, self.stored, one.tile, self.journal)
+        widths.prune(kept, one.allocation, self.progress)
+        self._replace(self.model, surgery.cut(self.model, widths.kept()))
+        self.result |= {"layers": widths.report(), "allocation": widths.explained, "singular": widths.singular()}
+
+    def _channel_scores(self, group_width: int) -> Tensor:
+        method = self.settings.method
+        if method == "magnitude":
+            return surgery.channel_norms(self.model)
+        if method == "random":
+            generator = torch.Generator().manual_seed(self.settings.seed)
+            return torch.rand(surgery.config_shape(self.model.config).hidden, generator=generator)
+        return activations.measure(Frame(self.model), self.rows, group_width).hidden
+
+    def _replace(self, masked: Any, smaller: Any) -> None:
+        """Go on with the cut model; GateError when the cut changed more than rounding does."""
+        first, second = (surgery.logits_of(model, self.rows.input_ids[:1]) for model in (masked, smaller))
+        difference = float((first - second).abs().max())
+        if difference > MAX_DIFFERENCE * max(1.0, float(first.abs().max())):
+            raise GateError(
+                f"cutting {self.checkpoint} changed its logits by {difference:.2e}, more than {MAX_DIFFERENCE}"
+            )
+        self.difference, self.model = max(self.difference, difference), smaller
 
 
 def calibration_rows(
     checkpoint: Path, config: Any, data: Path | str, tokens: int, seed: int, labels: tuple[str, str]
-) -> depth.Rows:
+) -> Rows:
     """Packed rows of the training split; of both kinds of records if it has both."""
     length = min(LENGTH, config.max_position_embeddings)
     sources = open_sources(data, "train")
@@ -117,63 +160,9 @@ def calibration_rows(
     texts = make_texts(checkpoint, loading.end_ids(config), labels, score_share > 0)
     stream = mixed_rows(sources, texts, length=length, score_share=score_share, seed=seed)
     rows = list(islice(stream, max(1, tokens // length)))
-    return depth.Rows(
+    return Rows(
         torch.stack([row["input_ids"] for row in rows]),
         torch.stack([row["position_ids"] for row in rows]),
         # The last token of every sequence counts, so what follows the last one that does is padding.
         torch.stack([row["weights"].flip(0).cumsum(0).flip(0) > 0 for row in rows]),
     )
-
-
-class _Pruner:
-    """Prunes one layer after another with one method and remembers the choices (attention, MLP) of each."""
-
-    def __init__(self, model: Any, kept: KeptCounts, method: Method, seed: int, stored: torch.dtype) -> None:
-        self.shape = surgery.shape_of(model.config)
-        self.heads, self.neurons = kept.kv_heads, kept.neurons
-        self.method, self.stored = method, stored
-        self.generator = torch.Generator().manual_seed(seed)
-        self.choices: list[tuple[Choice, Choice]] = []
-
-    def at(self, layer: nn.Module, walk: Walk) -> None:
-        """Prune ``layer`` in place."""
-        norms = surgery.group_norms(layer, self.shape)
-        made: list[Choice] = []
-        walk.step(
-            layer,
-            self._prune(norms[0], self.shape.group_width, self.heads, made),
-            self._prune(norms[1], 1, self.neurons, made),
-        )
-        self.choices.append((made[0], made[1]))
-
-    def _prune(self, norms: Tensor, size: int, keep: int, made: list[Choice]) -> Prune:
-        def apply(linear: nn.Linear, gram: Tensor) -> None:
-            choice = self._choose(gram, linear.weight.detach().T.double(), norms, size, keep)
-            # Rounded as it will be stored, so that later layers are fitted to what really runs.
-            linear.weight.copy_(choice.weight.T.to(self.stored))
-            made.append(choice)
-
-        return apply
-
-    def _choose(self, gram: Tensor, dense: Tensor, norms: Tensor, size: int, keep: int) -> Choice:
-        if self.method == "magnitude":
-            return importance.by_magnitude(gram, dense, norms, size=size, keep=keep)
-        if self.method == "random":
-            return importance.at_random(gram, dense, self.generator, size=size, keep=keep)
-        return importance.osscar(gram, dense, size=size, keep=keep)
-
-    def kept(self) -> list[surgery.Kept]:
-        """The kept groups of every layer."""
-        return [surgery.Kept(attention.kept, mlp.kept) for attention, mlp in self.choices]
-
-    def report(self) -> list[dict[str, Any]]:
-        """Kept indices and errors of every layer, for the manifest."""
-        return [
-            {
-                "kv_heads": list(attention.kept),
-                "neurons": list(mlp.kept),
-                "attention_error": attention.relative_error,
-                "mlp_error": mlp.relative_error,
-            }
-            for attention, mlp in self.choices
-        ]

@@ -1,21 +1,22 @@
 """The transformers Trainer as a distiller: its loss, its optimisers, its on-policy rows, and its progress as ours.
 
-Mixed precision, accumulation, gradient checkpointing, device placement and resuming are the Trainer's and accelerate's.
-Knows nothing of files, manifests or where records come from (distill.py, data.py).
+Mixed precision, accumulation, gradient checkpointing, device placement, several processes and resuming are the
+Trainer's and accelerate's. Knows nothing of files, manifests or where records come from (distill.py, data.py), nor
+whether the teacher is a model or was kept on disk (teachers.py).
 """
 
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import (
-    GenerationConfig,
     PreTrainedModel,
     PrinterCallback,
     Trainer,
@@ -25,7 +26,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from slmdeploy.compress.losses import LossParts, Objective, Positions, chunked_loss
+from slmdeploy.compress import responses, scores
+from slmdeploy.compress.chunked import Positions, TeacherSide, chunked_loss
+from slmdeploy.compress.layers import LayerLoss
+from slmdeploy.compress.losses import Objective
+from slmdeploy.compress.teachers import LiveTeacher, Row, Teacher
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress
 from slmdeploy.specs import DistillStage
@@ -34,8 +39,6 @@ from slmdeploy.specs import DistillStage
 ADAMW_SHARE = 0.15
 WEIGHT_DECAY = 0.01
 LOGS_PER_STAGE = 50
-
-Row = dict[str, Tensor]
 
 
 class Rows(IterableDataset[Row]):
@@ -86,27 +89,38 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """The frozen model whose distributions are matched, and its head [vocabulary, hidden]."""
+class Measured:
+    """The loss of a batch, a sum over its rows, and the parts of it that the log tells of, sums too."""
 
-    model: PreTrainedModel
-    head: Tensor
+    total: Tensor
+    parts: dict[str, Tensor]
 
-    @torch.no_grad()
-    def hidden(self, row: Row) -> Tensor:
-        """Last hidden states [rows, length, hidden] of packed rows."""
-        body = self.model.base_model
-        states = body(input_ids=row["input_ids"], position_ids=row["position_ids"], use_cache=False)
-        hidden: Tensor = states.last_hidden_state
-        return hidden
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a stage learns from: rows, the teacher as seen over them, prompts to answer, the ids of the label words.
+
+    ``model`` is the teacher over rows that are not among those, which measuring needs.
+    """
+
+    rows: "Rows"
+    teacher: Teacher
+    model: LiveTeacher
+    prompts: list[list[int]]
+    label_ids: tuple[int, int] | None
 
 
 def training_arguments(stage: DistillStage, work: Path) -> TrainingArguments:
-    """The Trainer's own settings for a stage."""
+    """The Trainer's own settings for a stage. Raises InputError for rows that the processes cannot share out evenly."""
+    processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
+    if stage.batch_rows % processes:
+        raise InputError(
+            f"batch_rows = {stage.batch_rows} is not shared out evenly among {processes} processes: change it"
+        )
     return TrainingArguments(
         output_dir=str(work),
         max_steps=stage.steps,
-        per_device_train_batch_size=stage.batch_rows,
+        per_device_train_batch_size=stage.batch_rows // processes,
         gradient_accumulation_steps=stage.gradient_accumulation,
         activation_checkpointing=stage.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if stage.gradient_checkpointing else None,
@@ -133,22 +147,21 @@ class Distiller(Trainer):
     """Minimises the distance between teacher and student over packed rows (data.py)."""
 
     def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: Teacher,
-        stage: DistillStage,
-        *,
-        rows: Rows,
-        prompts: list[list[int]],
-        work: Path,
-        progress: Progress,
+        self, student: PreTrainedModel, lesson: Lesson, stage: DistillStage, *, work: Path, progress: Progress
     ) -> None:
-        super().__init__(model=student, args=training_arguments(stage, work), train_dataset=rows)
+        self.layers = LayerLoss(student, lesson.model.model, stage) if stage.compares_layers else None
+        super().__init__(model=student, args=training_arguments(stage, work), train_dataset=lesson.rows)
         self.remove_callback(PrinterCallback)
+        self.add_callback(_Guard(self))
         self.add_callback(_Reporter(self, stage, progress))
-        self.teacher, self.stage, self.prompts = teacher, stage, prompts
-        beta = 0.5 if stage.beta is None else stage.beta
-        self.distance = Objective(stage.loss, beta, stage.temperature, stage.ce_share)
+        self.lesson, self.stage = lesson, stage
+        self.distance = Objective(
+            stage.loss,
+            beta=0.5 if stage.beta is None else stage.beta,
+            skew=0.1 if stage.skew is None else stage.skew,
+            temperature=stage.temperature,
+            ce_share=stage.ce_share,
+        )
         self.compute_dtype = torch.bfloat16 if stage.dtype == "bf16" else torch.float32
         self.latest: dict[str, float] = {}
         self.sampled_batches = 0
@@ -165,22 +178,24 @@ class Distiller(Trainer):
     def compute_loss(self, model: Any, inputs: Row, *args: Any, **kwargs: Any) -> Tensor:
         """The mean over rows of their weighted loss; stops the stage at a loss that is not finite."""
         inputs = self._maybe_on_policy(inputs, self._chance())
-        parts = self.measure(model, inputs)
+        measured = self.measure(model, inputs, self.lesson.teacher)
         rows = len(inputs["input_ids"])
-        loss = parts.total / rows
+        loss = measured.total / rows
         if not torch.isfinite(loss):
-            raise InputError(
-                f"distillation diverged: the loss is {loss.item()} at step {self.state.global_step + 1}; "
-                f"lower learning_rate = {self.stage.learning_rate:g}"
-            )
-        self.latest = {"kd": parts.kd.item() / rows, "ce": parts.ce.item() / rows}
+            raise self.diverged(f"the loss is {loss.item()}", self.state.global_step + 1)
+        self.latest = {name: part.item() / rows for name, part in measured.parts.items()}
         return loss
 
-    def measure(self, model: Any, inputs: Row) -> LossParts:
+    def diverged(self, what: str, step: int) -> InputError:
+        """The error that ends a stage which cannot go on."""
+        rate = self.stage.learning_rate
+        return InputError(f"distillation diverged: {what} at step {step}; lower learning_rate = {rate:g}")
+
+    def measure(self, model: Any, inputs: Row, teacher: Teacher) -> Measured:
         """Both models over the rows, compared at the positions that count."""
         weights = inputs["weights"][:, 1:]
         counted = weights > 0
-        teacher = self.teacher.hidden(inputs)
+        side = teacher.look(inputs, counted)
         # Through the model's own forward, which accelerate wraps; one position of logits, and those are not used.
         states = model(
             input_ids=inputs["input_ids"],
@@ -189,35 +204,60 @@ class Distiller(Trainer):
             output_hidden_states=True,
             logits_to_keep=1,
         ).hidden_states[-1]
-        positions = Positions(
-            student=states[:, :-1][counted],
-            teacher=teacher[:, :-1][counted],
-            labels=inputs["input_ids"][:, 1:][counted],
-            weights=weights[counted],
-        )
+        at = Positions(states[:, :-1][counted], inputs["input_ids"][:, 1:][counted], weights[counted])
         head = self.accelerator.unwrap_model(model).get_output_embeddings().weight
-        return chunked_loss(positions, head, self.teacher.head, self.distance, self.compute_dtype)
+        scored = self._lists(inputs["queries"])[counted]
+        of_tokens = replace(at, weights=at.weights.masked_fill(scored > 0, 0.0))
+        tokens = chunked_loss(of_tokens, head, side, self.distance, self.compute_dtype)
+        total, parts = tokens.total, {"kd": tokens.kd, "ce": tokens.ce}
+        if self.stage.score_loss != "tokens":
+            parts["score"] = self._scores(at, scored, head, side)
+            total = total + parts["score"]
+        if self.layers is not None:
+            parts["layers"] = self.layers.measure(counted, at.weights)
+            total = total + parts["layers"]
+        return Measured(total, parts)
+
+    def _lists(self, queries: Tensor) -> Tensor:
+        """The list of the item that each predicted token ends, numbered over the batch; 0 where tokens are compared."""
+        if self.stage.score_loss == "tokens":
+            return torch.zeros_like(queries[:, 1:])
+        first = torch.arange(len(queries), device=queries.device)[:, None] * (queries.max() + 1)
+        return torch.where(queries > 0, queries + first, 0)[:, 1:]
+
+    def _scores(self, at: Positions, lists: Tensor, head: Tensor, side: TeacherSide) -> Tensor:
+        """The loss of the label words: each, or in lists the list for them, as much as these words count as tokens."""
+        chosen = lists > 0
+        if not chosen.any():
+            return at.weights.new_zeros(())
+        assert self.lesson.label_ids is not None, "rows with lists come from scoring records"
+        student = scores.margins(at.student[chosen], head, self.lesson.label_ids)
+        teacher = side.margins(chosen, self.lesson.label_ids)
+        labels, weights = at.labels[chosen] == self.lesson.label_ids[1], at.weights[chosen]
+        if self.stage.score_loss == "margin":
+            return (weights * scores.margin_loss(student, teacher, labels, self.distance)).sum()
+        losses, where = scores.listwise_loss(student, teacher, labels, lists[chosen], self.distance)
+        return (weights * losses[where]).sum()
 
     @torch.no_grad()
     def measure_rows(self, rows: list[Row]) -> dict[str, float]:
-        """KD and CE in nats, each a mean over rows, of the student as it is now."""
+        """The parts of the loss in nats, each a mean over rows, of the student as it is now."""
         student: Any = self.model
         student.eval()
-        sums = {"kd": 0.0, "ce": 0.0}
+        sums: dict[str, float] = {}
         for start in range(0, len(rows), self.stage.batch_rows):
             batch = rows[start : start + self.stage.batch_rows]
             inputs = {name: torch.stack([row[name] for row in batch]).to(self.args.device) for name in batch[0]}
             with self.accelerator.autocast():
-                parts = self.measure(student, inputs)
-            sums["kd"] += parts.kd.item()
-            sums["ce"] += parts.ce.item()
+                measured = self.measure(student, inputs, self.lesson.model)
+            sums = {name: sums.get(name, 0.0) + part.item() for name, part in measured.parts.items()}
         return {name: value / len(rows) for name, value in sums.items()}
 
     def _chance(self) -> random.Random:
         """The source of this batch's draws: the same when a resumed stage comes to the same batch again."""
         step = self.state.global_step
         self.batch = (step, self.batch[1] + 1) if self.batch[0] == step else (step, 0)
-        return random.Random(f"{self.stage.seed}:{self.batch[0]}:{self.batch[1]}")
+        return random.Random(f"{self.stage.seed}:{self.batch[0]}:{self.batch[1]}:{self.args.process_index}")
 
     def _maybe_on_policy(self, inputs: Row, chance: random.Random) -> Row:
         """With the stage's probability, replace the rows of text by what the student writes after prompts."""
@@ -237,70 +277,36 @@ class Distiller(Trainer):
     def _sample_rows(self, count: int, chance: random.Random) -> Row:
         """``count`` packed rows of prompt and sampled response; the responses alone count."""
         model = self.accelerator.unwrap_model(self.model)
-        chosen = self._choose_prompts(count, chance)
+        chosen = responses.choose_prompts(self.lesson.prompts, count, self.stage, chance)
         flat = [prompt for row in chosen for prompt in row]
         model.eval()
         with self.accelerator.autocast(), torch.random.fork_rng():
             torch.manual_seed(chance.getrandbits(63))
-            answers = sample(model, flat, self.stage)
+            answers = responses.sample(model, flat, self.stage)
         model.train()
         remaining = iter(answers)
-        packed = [_pack([(p, next(remaining)) for p in row], self.stage.length) for row in chosen]
+        packed = [responses.pack([(p, next(remaining)) for p in row], self.stage.length) for row in chosen]
         return {name: torch.stack([row[name] for row in packed]) for name in packed[0]}
 
-    def _choose_prompts(self, count: int, chance: random.Random) -> list[list[list[int]]]:
-        """For each row as many prompts as fit with their responses."""
-        filled: list[list[list[int]]] = []
-        for _ in range(count):
-            room, row = self.stage.length, []
-            while len(prompt := chance.choice(self.prompts)) + self.stage.response_tokens <= room:
-                row.append(prompt)
-                room -= len(prompt) + self.stage.response_tokens
-            filled.append(row)
-        return filled
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add both parts of the loss to the Trainer's log line."""
+        """Add the parts of the loss to the Trainer's log line."""
         super().log({**logs, **self.latest} if "loss" in logs else logs, *args, **kwargs)
 
 
-def sample(model: Any, prompts: list[list[int]], stage: DistillStage) -> list[list[int]]:
-    """A response to each prompt, sampled at the stage's temperature, with its end-of-text token when there is one."""
-    longest = max(len(prompt) for prompt in prompts)
-    ends = model.config.eos_token_id
-    stop = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
-    padding = min(stop, default=0)
-    ids = torch.tensor([[padding] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    settings = GenerationConfig(
-        max_new_tokens=stage.response_tokens,
-        do_sample=True,
-        temperature=stage.sample_temperature,
-        top_k=0,
-        top_p=1.0,
-        pad_token_id=padding,
-        eos_token_id=sorted(stop) or None,
-    )
-    written = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, longest:].tolist()
-    return [_until(answer, stop) for answer in written]
+class _Guard(TrainerCallback):
+    """Lets no checkpoint be written of weights that are not finite: the last one is then always good."""
 
+    def __init__(self, trainer: Distiller) -> None:
+        self.trainer = trainer
 
-def _until(answer: list[int], stop: set[int]) -> list[int]:
-    end = next((i for i, token in enumerate(answer) if token in stop), len(answer))
-    return answer[: end + 1]
-
-
-def _pack(pairs: list[tuple[list[int], list[int]]], length: int) -> Row:
-    ids = [token for prompt, answer in pairs for token in prompt + answer]
-    counts = [flag for prompt, answer in pairs for flag in [0.0] * len(prompt) + [1.0] * len(answer)]
-    positions = [i for prompt, answer in pairs for i in range(len(prompt) + len(answer))]
-    room = length - len(ids)
-    weights = torch.tensor(counts + [0.0] * room)
-    return {
-        "input_ids": torch.tensor(ids + [0] * room),
-        "position_ids": torch.tensor(positions + list(range(room))),
-        "weights": weights / weights.sum().clamp(min=1.0),
-    }
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        last = state.global_step == state.max_steps
+        if not (control.should_save or last):
+            return
+        student: Any = self.trainer.model
+        for name, parameter in student.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise self.trainer.diverged(f"{name} is not finite", state.global_step)
 
 
 class _Reporter(TrainerCallback):
@@ -316,8 +322,8 @@ class _Reporter(TrainerCallback):
         self.progress.advance(state.global_step * self.tokens_per_step)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        latest = self.trainer.latest
-        self.progress.advance(self.tokens_per_step, f"kd {latest['kd']:.3f} ce {latest['ce']:.3f}")
+        note = " ".join(f"{name} {value:.3f}" for name, value in self.trainer.latest.items())
+        self.progress.advance(self.tokens_per_step, note)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.progress.finish()

@@ -41,6 +41,8 @@ class TorchDecoder:
     def __init__(self, model: PreTrainedModel, max_length: int, eos_token_ids: Sequence[int]) -> None:
         self.model, self.max_length, self.eos_token_ids = model, max_length, eos_token_ids
         self._cache = DynamicCache(config=model.config)
+        self._prefix: tuple[list[int], DynamicCache] = ([], self._cache)
+        """The prefix that was last scored behind, and its cache: the next request with it does not pay for it again."""
 
     @torch.inference_mode()
     def logits(self, input_ids: Sequence[int]) -> Floats:
@@ -87,8 +89,11 @@ class TorchDecoder:
     def _behind(self, module: Any, prefix_ids: Sequence[int], item_ids: Sequence[Sequence[int]]) -> Any:
         """What the model, or its part without the head, gives for items as one right-padded batch behind a prefix."""
         self._check_length(len(prefix_ids) + max(map(len, item_ids)))
-        self.prefill(prefix_ids)
-        cache = copy.deepcopy(self._cache)
+        if self._prefix[0] != list(prefix_ids):
+            self.prefill(prefix_ids)
+            self._prefix = (list(prefix_ids), self._cache)
+            self._cache = DynamicCache(config=self.model.config)  # a later `decode` must not write into the prefix
+        cache = copy.deepcopy(self._prefix[1])
         cache.batch_repeat_interleave(len(item_ids))
         # padding stands behind every token that is read, so the causal mask alone keeps it out
         return module(_padded(item_ids), past_key_values=cache, use_cache=True)

@@ -6,8 +6,9 @@ Refuses a build that did not pass its gate: nothing ships that is slower or wors
 of graphs or weights.
 """
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from slmdeploy import runtime
 from slmdeploy.artifacts import Artifact, open_artifact, writing
 from slmdeploy.errors import GateError, InputError
 from slmdeploy.progress import SILENT, Progress
-from slmdeploy.runtime.bundle import FOR_OTHERS, RuntimeConfig, read_manifest, read_runtime, require_listed
+from slmdeploy.runtime.bundle import FOR_OTHERS, RUNTIME, RuntimeConfig, read_manifest, read_runtime, require_listed
 from slmdeploy.runtime.encoder_config import EncoderConfig, is_encoder, read_encoder
 from slmdeploy.runtime.text import TOKENIZER
+from slmdeploy.selection import read_rows
 
 REQUIREMENTS = ("numpy", "onnxruntime", "tokenizers")
 """What every package needs; one of the engine openvino needs that too."""
@@ -46,21 +48,31 @@ sys.exit(main(folder=FOLDER, program="run"))
 
 
 def package(
-    build: Path, *, out: Path, kind: str = "edge", force: bool = False, progress: Progress | None = None
+    build: Path,
+    *,
+    out: Path,
+    kind: str = "edge",
+    session: Mapping[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> Artifact:
     """Write the package of `build` to the folder `out`; `kind` is "edge", the one that there is.
 
-    Raises InputError for another kind or an input that is no build, GateError for a build outside its gate,
-    OutputExistsError, ResourceError and CorruptArtifactError.
+    `session` has options of a measurement's row (`threads`, `spinning`, `prefill_chunk`) that the package runs with in
+    place of the build's own; None leaves one as it is. Raises InputError for another kind or an input that is no build,
+    GateError for a build outside its gate, OutputExistsError, ResourceError and CorruptArtifactError.
     """
     if kind != "edge":
         raise InputError(f"--kind {kind} is not a kind of package: use edge")
     made = open_artifact(build, "build")
     _require_passed(build, made.result)
     config = read_encoder(build) if is_encoder(build) else read_runtime(build)
+    if isinstance(config, RuntimeConfig) and config.numerics_only:
+        raise InputError(f"{build} is a graph for a compiler, which no package runs: package another build")
     require_listed(build, read_manifest(build), [TOKENIZER])
     pins = {name: version(name) for name in requirements(config)}
-    plan = {"kind": kind, "requirements": pins}
+    chosen = {name: value for name, value in (session or {}).items() if value is not None}
+    plan = {"kind": kind, "requirements": pins} | ({"session": chosen} if chosen else {})
     with writing(out, kind="package", plan=plan, inputs={"build": build}, force=force) as draft:
         files = list(_files(build, made))
         bar = progress or SILENT
@@ -71,11 +83,34 @@ def package(
             shutil.copyfile(source, target)
             bar.advance(note=name)
         bar.finish()
+        if chosen:
+            _apply(chosen, draft.path / RUNTIME)
         _write(draft.path / "run", RUN_SCRIPT, mode=0o755)
         _write(draft.path / "requirements.txt", "".join(f"{name}=={pin}\n" for name, pin in pins.items()))
         _write(draft.path / "README.md", readme(config, made.manifest, pins))
         draft.result |= {"tasks": list(config.tasks), "precision": config.precision, "requirements": pins}
     return open_artifact(out, "package")
+
+
+def _apply(session: Mapping[str, Any], file: Path) -> None:
+    """Put session options into a runtime.json."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["session"] |= {name: session[name] for name in ("threads", "spinning") if name in session}
+    if "prefill_chunk" in session:
+        settings["prefill"] = {"own_graph": False} | settings.get("prefill", {}) | {"chunk": session["prefill_chunk"]}
+    file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def searched(measurement: Path, build: Path) -> dict[str, Any]:
+    """The session options that `profile --search` found for a build, of the row with its content key.
+
+    Raises InputError where the measurement has none.
+    """
+    key = open_artifact(build, "build").content_key
+    for row in read_rows(measurement):
+        if row.content_key == key and row.searched is not None:
+            return dict(row.searched)
+    raise InputError(f"{measurement} has no session options found for {build}: measure it with profile --search")
 
 
 def requirements(config: RuntimeConfig | EncoderConfig) -> tuple[str, ...]:

@@ -1,204 +1,304 @@
-"""Runs one workload on several candidates, interleaved, and sums the replies up in metrics with intervals.
+"""Runs one workload on several candidates, interleaved, until each figure is as certain as was asked or time is up.
 
-Rounds go A B C A B C, so that a slow minute of the machine falls on all candidates alike. Every candidate is warmed up
-first; the warm-up also says how many requests fit its share of time, so a slow baseline gets fewer (their number is in
-the result). Each turn opens with one more request that does not count: while the others had their turns the candidate's
-threads slept and its weights left the caches, which is the price of interleaving and not of the candidate. Knows
+Rounds go A B C A B C, so that a slow minute of the machine falls on all candidates alike; a round in which the
+hypervisor took too much time away is thrown away and run again. Every candidate is warmed up first, which also says how
+many requests fit a turn, so a slow baseline gets fewer (their number is in the result). Each turn opens with one more
+request that does not count: while the others had their turns the candidate's threads slept and its weights left the
+caches, which is the price of interleaving and not of the candidate. After the least number of rounds those go on whose
+watched percentile is not narrow yet, but not those that another candidate beats in speed and size beyond noise. Knows
 nothing of processes or engines: a `Client` answers (process.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from slmdeploy.metrics import PERCENTILES
+from slmdeploy.metrics import LATENCIES, PERCENTILES, RATIO
 from slmdeploy.profiling import load
+from slmdeploy.profiling.arrivals import poisson
+from slmdeploy.profiling.driving import MOST_IDLE_S
+from slmdeploy.profiling.environment import cpu_ticks, energy_joules, steal_share
+from slmdeploy.profiling.journal import Journal
 from slmdeploy.profiling.process import Client
+from slmdeploy.profiling.statistics import interval, percentile_draws
+from slmdeploy.profiling.summary import NOISY_STEAL, SERVICE, SERVICE_TIME, Outcome, Turn, summarise, turn_of
+from slmdeploy.profiling.trace import read_trace
 from slmdeploy.specs import Workload
 
-RESAMPLES = 1000
-NOISY_SPREAD = 0.25
-"""(p90 - p10) / p50 of the service time above which a measurement is called noisy."""
-NOISY_STEAL = 0.02
-"""Share of the machine's CPU time taken by the hypervisor above which a measurement is called noisy."""
 _WARM_UP = 2
-_SERVICE = {"generate": "e2e_ms", "score": "score_ms", "embed": "encode_ms", "classify": "encode_ms"}
-"""What each task calls the time of a whole request."""
-_COUNTED = {"generate": "tokens", "score": "items", "embed": "texts", "classify": "texts"}
-"""What each task's throughput counts."""
+_LEAST_ARRIVALS = 30
+"""Requests of a turn of open-loop arrivals: of fewer the first ones, which found no queue, would be most."""
+_OVERLOAD = 3.0
+"""A turn of open-loop arrivals ends after this many times the span of its arrivals: who cannot keep up never ends."""
+_PEEK_RESAMPLES = 200
+_BEYOND = 5
+"""Requests that must lie beyond a percentile before its interval can be believed."""
 
-Interval = tuple[float, float]
-Reply = dict[str, Any]
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure: ``rounds`` at least, in which each candidate takes about ``seconds`` per workload; then more
+    rounds for what is not certain, until a candidate took ``limit_s``. Certain is an interval of the watched percentile
+    that reaches no further than ``precision`` of its value to either side."""
+
+    rounds: int = 5
+    seconds: float = 1.0
+    limit_s: float = 10.0
+    precision: float = 0.05
 
 
 @dataclass
-class Outcome:
-    """One workload on one candidate: metrics, 95 % intervals of some of them, and how they came about."""
+class Runner:
+    """One candidate under way: who answers, how much it takes on disk, and what its turns showed."""
 
-    metrics: dict[str, float]
-    intervals: dict[str, Interval]
-    requests: int
-    spread: float
-    steal: float | None = field(default=None)
+    name: str
+    client: Client
+    size_bytes: float = 0.0
+    may_be_dropped: bool = True
+    request_ms: float = 0.0
+    turns: list[Turn] = field(default_factory=list)
+    steal: list[float] = field(default_factory=list)
+    settled: bool = False
+    repeated: int = 0
 
     @property
-    def noisy(self) -> bool:
-        """Whether the spread of service times or the hypervisor's share makes small differences meaningless."""
-        return self.spread > NOISY_SPREAD or (self.steal or 0.0) > NOISY_STEAL
+    def spent_s(self) -> float:
+        """Seconds that its turns took."""
+        return sum(turn.wall_s for turn in self.turns)
+
+    @property
+    def requests(self) -> int:
+        """Requests that its turns ran."""
+        return sum(turn.requests for turn in self.turns)
+
+    def samples(self, name: str) -> list[float]:
+        """All samples of a name so far."""
+        return [value for turn in self.turns for value in turn.samples.get(name, ())]
 
 
 def measure(
-    clients: Mapping[str, Client],
+    runners: Sequence[Runner],
     workload: Workload,
     *,
     vocab_size: int,
-    rounds: int,
-    seconds: float,
+    effort: Effort,
     seed: int,
+    watch: Sequence[str] = (),
+    journal: Journal | None = None,
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Outcome]:
-    """Run ``workload`` on every client and return each one's Outcome.
+    """Run ``workload`` on every runner and return each one's Outcome.
 
-    ``seconds`` is what each candidate may take: it runs as many of the workload's requests as fit, at least one per
-    round. ``done`` is called with the candidate's name after each of its turns.
+    ``watch`` are names of metrics of a budget whose intervals must become narrow; where none is of this workload it is
+    the median of the service time. ``done`` is called with the candidate's name after each of its turns.
     """
-    first, openers = _uncounted(workload, rounds, vocab_size=vocab_size, seed=seed)
-    counts = {
-        name: affordable(_warm_up(client, first), workload.requests, rounds, seconds)
-        for name, client in clients.items()
-    }
-    requests = load.requests(workload, max(counts.values()), vocab_size=vocab_size, seed=seed)
-    replies: dict[str, list[Reply]] = {name: [] for name in clients}
-    before = cpu_ticks()
-    for index, name, turn in turns(list(clients), counts, rounds):
-        clients[name].ask("offline", requests=[openers[index]])
-        replies[name].extend(_run_turn(clients[name], workload, requests[turn]))
-        done(name)
-    steal = steal_share(before, cpu_ticks())
-    outcomes = {name: summarise(workload, replies[name], counts[name], seed) for name in clients}
-    for outcome in outcomes.values():
-        outcome.steal = steal
-    return outcomes
+    kept = journal or Journal(None, "")
+    watched = watched_percentiles(watch, workload)
+    openers = _Requests(workload, vocab_size, (seed, 1))
+    counted = _Requests(workload, vocab_size, (seed, 0))
+    for runner in runners:
+        runner.request_ms = _warm_up(runner.client, openers.draw(-1, _WARM_UP))
+    active = list(runners)
+    round_ = 0
+    while active:
+        _round(active, workload, effort, round_, openers, counted, kept, done)
+        round_ += 1
+        if workload.trace is not None or (workload.scenario == "offline" and round_ >= effort.rounds):
+            break
+        if round_ >= effort.rounds:
+            active = _undecided(active, runners, workload, effort, watched)
+    return {runner.name: _outcome(runner, workload, seed, watched, effort) for runner in runners}
 
 
-def _uncounted(
-    workload: Workload, rounds: int, *, vocab_size: int, seed: int
-) -> tuple[list[load.Request], list[load.Request]]:
-    """Requests that no measured one repeats: those of the warm-up, and the one that opens each round's turns."""
-    drawn = load.requests(workload, _WARM_UP + rounds, vocab_size=vocab_size, seed=seed + 1)
-    return drawn[:_WARM_UP], drawn[_WARM_UP:]
+class _Requests:
+    """Requests by round; those of different rounds differ, so that nothing is in a cache by accident."""
+
+    def __init__(self, workload: Workload, vocab_size: int, seed: tuple[int, int]) -> None:
+        self._workload, self._vocab_size, self._seed = workload, vocab_size, seed
+
+    def draw(self, round_: int, n: int) -> list[load.Request]:
+        """The first ``n`` of a round; -1 are those of the warm-up."""
+        return load.requests(self._workload, n, vocab_size=self._vocab_size, seed=(*self._seed, round_ + 1))
 
 
 def _warm_up(client: Client, requests: Sequence[load.Request]) -> float:
-    """Run the requests one by one; milliseconds of the last one."""
-    for request in requests:
-        reply = client.ask("offline", requests=[request])
-    return float(reply["ms"])
+    """Run the requests one by one; milliseconds of the last one's service."""
+    records = [_drive(client, [request], None, 1)[0] for request in requests]
+    return 1e3 * float(records[-1]["end_s"] - records[-1]["begin_s"])
 
 
-def affordable(request_ms: float, wanted: int, rounds: int, seconds: float) -> int:
-    """How many requests to run: what fits into ``seconds``, but at least one per round and at most ``wanted``."""
-    fitting = int(seconds * 1e3 / request_ms) if request_ms > 0 else wanted
-    return min(wanted, max(rounds, fitting))
+def _drive(
+    client: Client,
+    requests: Sequence[load.Request],
+    arrivals: Sequence[float] | None,
+    concurrency: int,
+    *,
+    batch: int = 1,
+    limit_s: float = MOST_IDLE_S,
+) -> list[dict[str, Any]]:
+    reply = client.ask(
+        "drive", requests=requests, arrivals=arrivals, concurrency=concurrency, batch=batch, limit_s=limit_s
+    )
+    return list(reply["records"])
 
 
-def turns(names: Sequence[str], counts: Mapping[str, int], rounds: int) -> Iterator[tuple[int, str, slice]]:
-    """Round, who runs, which of its requests: A B C A B C, each candidate's requests spread evenly over the rounds.
+def _round(
+    active: Sequence[Runner],
+    workload: Workload,
+    effort: Effort,
+    round_: int,
+    openers: _Requests,
+    counted: _Requests,
+    kept: Journal,
+    done: Callable[[str], None],
+) -> None:
+    """One turn of each; run again, at most as often as there are rounds, when too much time was stolen."""
+    while True:
+        before = cpu_ticks()
+        found = {}
+        for runner in active:
+            place = (workload.name, runner.name, round_)
+            turn = kept.get(place)
+            if turn is None:
+                _drive(runner.client, openers.draw(round_, 1), None, 1)
+                turn = _turn(runner, workload, effort, round_, counted)
+                kept.put(place, turn)
+                done(runner.name)
+            found[runner.name] = turn
+        steal = steal_share(before, cpu_ticks())
+        if (steal or 0.0) <= NOISY_STEAL or active[0].repeated >= effort.rounds or workload.trace is not None:
+            break
+        for runner in active:
+            runner.repeated += 1
+            kept.forget((workload.name, runner.name, round_))
+    for runner in active:
+        runner.turns.append(found[runner.name])
+        runner.steal += [] if steal is None else [steal]
 
-    >>> [(index, name, turn.start, turn.stop) for index, name, turn in turns(["a", "b"], {"a": 4, "b": 2}, 2)]
-    [(0, 'a', 0, 2), (0, 'b', 0, 1), (1, 'a', 2, 4), (1, 'b', 1, 2)]
-    """
-    for index in range(rounds):
-        for name in names:
-            first, last = (counts[name] * step // rounds for step in (index, index + 1))
-            if first < last:
-                yield index, name, slice(first, last)
+
+def _turn(runner: Runner, workload: Workload, effort: Effort, round_: int, counted: _Requests) -> Turn:
+    """The requests of one turn, sent as the scenario says."""
+    arrivals = _arrivals(workload, runner, effort, round_)
+    count = len(arrivals) if arrivals is not None else _affordable(workload, runner, effort)
+    requests = counted.draw(round_, count)
+    limit_s = MOST_IDLE_S
+    if workload.scenario in ("server", "trace"):
+        assert arrivals is not None
+        limit_s = max(_OVERLOAD * arrivals[-1], 10 * runner.request_ms / 1e3)
+    before = energy_joules()
+    records = _drive(
+        runner.client, requests, arrivals, workload.concurrency or 1, batch=workload.batch, limit_s=limit_s
+    )
+    after = energy_joules()
+    turn = turn_of(workload, requests, records)
+    if before is not None and after is not None and after > before:
+        turn.joules = after - before
+    return turn
 
 
-def _run_turn(client: Client, workload: Workload, requests: Sequence[load.Request]) -> list[Reply]:
+def _affordable(workload: Workload, runner: Runner, effort: Effort) -> int:
+    """How many requests fit a turn: at least one, and of each of several clients at least one."""
+    fitting = int(effort.seconds / effort.rounds * 1e3 / max(runner.request_ms, 1e-3))
+    return max(workload.concurrency or 1, min(fitting, -(-workload.requests // effort.rounds)), 1)
+
+
+def _arrivals(workload: Workload, runner: Runner, effort: Effort, round_: int) -> list[float] | None:
+    """Seconds at which a turn's requests arrive; None for clients that wait for their answers."""
     if workload.scenario == "offline":
-        return [client.ask("offline", requests=list(requests))]
-    return [client.ask(**request) for request in requests]
+        return [0.0] * max(_affordable(workload, runner, effort), workload.batch)
+    if workload.trace is not None:
+        return [entry.arrival_s for entry in read_trace(workload.trace, workload.task)[: workload.requests]]
+    if workload.rate_per_s is None:
+        return None
+    most = -(-workload.requests // effort.rounds)
+    fitting = int(workload.rate_per_s * effort.seconds / effort.rounds)
+    count = max(min(_LEAST_ARRIVALS, most), min(fitting, most))
+    return poisson(workload.rate_per_s, count, [round_, zlib.crc32(workload.name.encode())])
 
 
-def summarise(workload: Workload, replies: Sequence[Reply], requests: int, seed: int = 0) -> Outcome:
-    """The metrics of one candidate's replies to one workload (metrics.py defines them)."""
-    if workload.scenario == "offline":
-        return _summarise_offline(workload, replies, requests, seed)
-    service_name = _SERVICE[workload.task]
-    samples = _generate_samples(replies) if workload.task == "generate" else {service_name: [r["ms"] for r in replies]}
-    metrics, intervals = {}, {}
-    for name, values in samples.items():
-        for percent in PERCENTILES:
-            metrics[f"{name}_p{percent}"] = percentile(values, percent)
-        intervals[f"{name}_p50"] = bootstrap(values, lambda drawn: np.median(drawn, axis=-1), seed)
-    return Outcome(metrics, intervals, requests, spread(samples[service_name]))
+def watched_percentiles(watch: Sequence[str], workload: Workload) -> list[tuple[str, float]]:
+    """Sample and percentile of each watched metric that this workload gives; the median of its service otherwise.
 
-
-def _generate_samples(replies: Sequence[Reply]) -> dict[str, list[float]]:
-    stamps = [reply["stamps_ms"] for reply in replies]
-    samples = {"ttft_ms": [stamp[0] for stamp in stamps], "e2e_ms": [stamp[-1] for stamp in stamps]}
-    if len(stamps[0]) > 1:
-        samples["tpot_ms"] = [(stamp[-1] - stamp[0]) / (len(stamp) - 1) for stamp in stamps]
-        samples["itl_ms"] = [later - earlier for stamp in stamps for earlier, later in pairwise(stamp)]
-    return samples
-
-
-def _summarise_offline(workload: Workload, replies: Sequence[Reply], requests: int, seed: int) -> Outcome:
-    unit = _COUNTED[workload.task]
-    name = f"{unit}_per_s"
-    turn = np.array([(reply[unit], reply["ms"] / 1e3) for reply in replies])
-    rate = bootstrap(turn, lambda drawn: drawn[..., 0].sum(-1) / drawn[..., 1].sum(-1), seed)
-    done, took = turn.sum(0)
-    return Outcome({name: float(done / took)}, {name: rate}, requests, spread(turn[:, 1] / turn[:, 0]))
-
-
-def percentile(values: ArrayLike, percent: float) -> float:
-    """The percentile, linear between order statistics."""
-    return float(np.percentile(np.asarray(values, np.float64), percent))
-
-
-def spread(values: ArrayLike) -> float:
-    """(p90 - p10) / p50: how much service times differ among themselves."""
-    low, middle, high = np.percentile(np.asarray(values, np.float64), [10, 50, 90])
-    return float((high - low) / middle) if middle > 0 else 0.0
-
-
-def bootstrap(
-    values: ArrayLike, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], seed: int
-) -> Interval:
-    """95 % percentile-bootstrap interval (Efron 1979) of ``statistic``.
-
-    ``values`` has one sample per row. ``statistic`` takes the redrawn samples, [resamples, n] or
-    [resamples, n, columns], and returns one value per resample.
+    >>> watched_percentiles(["rank:score_ms_p99", "tpot_ms_p50_ratio"], Workload.model_validate(
+    ...     {"name": "rank", "task": "score", "prefix_tokens": 4, "items": 2, "item_tokens": 2}))
+    [('score_ms', 99.0)]
     """
-    data = np.asarray(values, np.float64)
-    generator = np.random.default_rng(seed)
-    # In blocks, because the samples of a long run times a thousand resamples would be gigabytes.
-    block = max(1, 2_000_000 // max(1, data.size))
-    drawn = [
-        statistic(data[generator.integers(0, len(data), (min(block, RESAMPLES - start), len(data)))])
-        for start in range(0, RESAMPLES, block)
+    found = []
+    for name in watch:
+        owner, _, metric = name.rpartition(":")
+        base, _, label = metric.removesuffix(RATIO).rpartition("_")
+        ours = base in _SAMPLES_OF[workload.task] or (base == "queue_ms" and workload.queues)
+        if owner in ("", workload.name) and base in LATENCIES and ours:
+            found.append((base, PERCENTILES[label]))
+    return list(dict.fromkeys(found)) or [(SERVICE[workload.task], 50.0)]
+
+
+_SAMPLES_OF = {
+    "generate": ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms"),
+    "score": ("score_ms",),
+    "embed": ("encode_ms",),
+    "classify": ("encode_ms",),
+}
+
+
+def is_narrow(values: Sequence[float], percent: float, precision: float, seed: int = 0) -> bool:
+    """Whether enough samples lie beyond the percentile and its 95 % interval is within ``precision`` of its value."""
+    if len(values) * (1 - percent / 100) < _BEYOND:
+        return False
+    low, high = interval(percentile_draws(values, [percent], seed, _PEEK_RESAMPLES)[:, 0])
+    middle = float(np.percentile(values, percent))
+    return max(high - middle, middle - low) <= precision * middle
+
+
+def _is_settled(runner: Runner, watched: Sequence[tuple[str, float]], precision: float) -> bool:
+    return all(
+        is_narrow(values, percent, precision)
+        for sample, percent in watched
+        if (values := runner.samples(sample)) or sample != "tpot_ms"  # one new token has no time per token
+    )
+
+
+def _undecided(
+    active: Sequence[Runner],
+    everyone: Sequence[Runner],
+    workload: Workload,
+    effort: Effort,
+    watched: Sequence[tuple[str, float]],
+) -> list[Runner]:
+    """Who goes on: figures not certain yet, time and requests left, and not beaten by another in speed and size."""
+    medians = {
+        runner.name: interval(percentile_draws(runner.samples(SERVICE_TIME), [50.0], 0, _PEEK_RESAMPLES)[:, 0])
+        for runner in everyone
+        if runner.samples(SERVICE_TIME)
+    }
+
+    def beaten(runner: Runner) -> bool:
+        return runner.may_be_dropped and any(
+            other.may_be_dropped
+            and other.size_bytes <= runner.size_bytes
+            and medians[other.name][1] < medians[runner.name][0]
+            for other in everyone
+            if other is not runner and other.name in medians and runner.name in medians
+        )
+
+    return [
+        runner
+        for runner in active
+        if not _is_settled(runner, watched, effort.precision)
+        and runner.spent_s < effort.limit_s
+        and runner.requests < workload.requests
+        and not beaten(runner)
     ]
-    low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])  # AUC is not defined on a draw of one label
-    return float(low), float(high)
 
 
-def cpu_ticks(stat: Path = Path("/proc/stat")) -> list[int] | None:
-    """The machine's CPU time by state since it started (Linux), None elsewhere."""
-    if not stat.exists():
-        return None
-    return [int(value) for value in stat.read_text().splitlines()[0].split()[1:9]]
-
-
-def steal_share(before: Sequence[int] | None, after: Sequence[int] | None) -> float | None:
-    """Share of CPU time between two `cpu_ticks` that the hypervisor gave to others; None where it cannot be read."""
-    if before is None or after is None:
-        return None
-    spent = [later - earlier for earlier, later in zip(before, after, strict=True)]
-    return spent[7] / sum(spent) if sum(spent) else 0.0
+def _outcome(
+    runner: Runner, workload: Workload, seed: int, watched: Sequence[tuple[str, float]], effort: Effort
+) -> Outcome:
+    outcome = summarise(workload, runner.turns, name=runner.name, seed=seed)
+    outcome.steal = max(runner.steal, default=None)
+    outcome.repeated = runner.repeated
+    outcome.settled = workload.scenario == "offline" or _is_settled(runner, watched, effort.precision)
+    return outcome

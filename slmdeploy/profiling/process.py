@@ -33,17 +33,18 @@ class Client(Protocol):
         """The reply to one op."""
 
 
-def worker_command(path: Path, *, threads: int | None, baseline: bool, labels: Sequence[str] = ()) -> list[str]:
-    """The command that serves ``path``: a build by the runtime, the baseline checkpoint by torch in eager mode.
+def build_command(path: Path, options: Sequence[str] = ()) -> list[str]:
+    """The command that serves a build, with ``options`` of worker.py."""
+    return [sys.executable, "-m", "slmdeploy.profiling.worker", str(path), *options]
 
-    ``threads`` None leaves their number to the build; the baseline needs one. ``labels`` are the label words of the
-    baseline's scores, its own default when empty; a build knows its own.
+
+def baseline_command(path: Path, *, threads: int, labels: Sequence[str] = ()) -> list[str]:
+    """The command that serves a checkpoint by torch in eager mode.
+
+    ``labels`` are the label words of its scores, its own default when empty; a build knows its own.
     """
-    module = "slmdeploy.exporting.eager" if baseline else "slmdeploy.profiling.worker"
-    command = [sys.executable, "-m", module, str(path)]
-    if threads is not None:
-        command += ["--threads", str(threads)]
-    return [*command, *(f"--label={label}" for label in labels)] if baseline else command
+    words = [f"--label={label}" for label in labels]
+    return [sys.executable, "-m", "slmdeploy.exporting.eager", str(path), "--threads", str(threads), *words]
 
 
 class WorkerProcess:

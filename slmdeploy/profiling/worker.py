@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slmdeploy.errors import InputError, SlmdeployError
+from slmdeploy.profiling.arrivals import Clients, Scheduled, Source
+from slmdeploy.profiling.driving import drive
 
 Clock = Callable[[], float]
 Reply = dict[str, Any]
@@ -47,6 +49,16 @@ class EncoderSession(Protocol):
         """The vector or the logits of each row of token ids."""
 
 
+@runtime_checkable
+class BatchSession(Protocol):
+    """What can generate for several prompts together."""
+
+    def stream_batch_ids(
+        self, prompts: Sequence[Sequence[int]], *, slots: int, max_new_tokens: int, ignore_eos: bool
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the number of a prompt and a new token of it as soon as it is known, greedily."""
+
+
 class FakeSession:
     """A session with known answers and known service times, on a clock of its own so that nobody waits.
 
@@ -62,8 +74,12 @@ class FakeSession:
         self.seen: list[tuple[int, ...]] = []
 
     def clock(self) -> float:
-        """Seconds that its answers have taken so far."""
+        """Seconds that its answers and its sleep have taken so far."""
         return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
 
     def generate_ids(self, prompt_ids: Sequence[int], *, max_new_tokens: int, ignore_eos: bool) -> Iterator[int]:
         """Yield 0, 1, 2, … at the given pace."""
@@ -95,7 +111,8 @@ def answer(session: Session, request: Mapping[str, Any], clock: Clock = time.per
     generate {prompt_ids, new_tokens}    → stamps_ms of each token since the call, tokens
     score    {prefix_ids, item_ids}      → ms, label_logits [items][labels]
     encode   {rows}                      → ms, sizes: how many numbers came back for each row
-    offline  {requests: [generate|score|encode]} → ms of all of them back to back, tokens, items, texts
+    drive    {requests, arrivals, concurrency, batch, limit_s} → records of driving.drive: open loop at the seconds of
+             ``arrivals``, or that many clients, ``arrivals`` null
     logits   {input_ids, first, path}    → rows written to the .npy file ``path``: positions from ``first`` on
     rss      {}                          → peak_bytes, or null where the system does not tell
     Anything else is a ValueError: the parent and this file are one protocol.
@@ -107,12 +124,8 @@ def answer(session: Session, request: Mapping[str, Any], clock: Clock = time.per
             return _score(session, request, clock)
         case "encode":
             return _encode(session, request, clock)
-        case "offline":
-            started = clock()
-            replies = [answer(session, inner, clock) for inner in request["requests"]]
-            ended = clock()
-            counts = {name: sum(len(reply.get(key, ())) for reply in replies) for name, key in _COUNTED.items()}
-            return {"ms": (ended - started) * 1e3, **counts}
+        case "drive":
+            return _drive(session, request, clock)
         case "logits":
             rows = session.logits(request["input_ids"])[request["first"] :]
             np.save(request["path"], rows, allow_pickle=False)
@@ -120,9 +133,6 @@ def answer(session: Session, request: Mapping[str, Any], clock: Clock = time.per
         case "rss":
             return {"peak_bytes": peak_rss_bytes()}
     raise ValueError(f"unknown op {request['op']!r}")
-
-
-_COUNTED = {"tokens": "tokens", "items": "label_logits", "texts": "sizes"}
 
 
 def _generate(session: Session, request: Mapping[str, Any], clock: Clock) -> Reply:
@@ -134,6 +144,54 @@ def _generate(session: Session, request: Mapping[str, Any], clock: Clock) -> Rep
     if len(tokens) != request["new_tokens"]:
         raise RuntimeError(f"asked for {request['new_tokens']} tokens, the session gave {len(tokens)}")
     return {"tokens": tokens, "stamps_ms": stamps}
+
+
+def _drive(session: Session, request: Mapping[str, Any], clock: Clock) -> Reply:
+    asked = request["requests"]
+    source: Source = (
+        Clients(asked, request["concurrency"]) if request["arrivals"] is None else Scheduled(request["arrivals"], asked)
+    )
+    sleep = session.sleep if isinstance(session, FakeSession) else time.sleep
+    records = drive(
+        source,
+        lambda together: answer_together(session, together, clock),
+        batch=request["batch"],
+        limit_s=request["limit_s"],
+        clock=clock,
+        sleep=sleep,
+    )
+    return {"records": records}
+
+
+def answer_together(session: Session, requests: Sequence[Mapping[str, Any]], clock: Clock) -> list[Reply]:
+    """Times of requests that were taken together: one batch where the session can, else one behind the other.
+
+    A reply has ``stamps_ms`` of a generation's tokens, or ``ms``, since the first request was begun.
+    """
+    began = clock()
+    if len(requests) > 1 and requests[0]["op"] == "encode":
+        answer(session, {"op": "encode", "rows": [row for request in requests for row in request["rows"]]}, clock)
+        return [{"ms": (clock() - began) * 1e3}] * len(requests)
+    if len(requests) > 1 and requests[0]["op"] == "generate" and isinstance(session, BatchSession):
+        return _generate_together(session, requests, clock)
+    replies = []
+    for request in requests:
+        waited = (clock() - began) * 1e3
+        reply = answer(session, request, clock)
+        if "stamps_ms" in reply:
+            replies.append({"stamps_ms": [waited + stamp for stamp in reply["stamps_ms"]]})
+        else:
+            replies.append({"ms": waited + reply["ms"]})
+    return replies
+
+
+def _generate_together(session: BatchSession, requests: Sequence[Mapping[str, Any]], clock: Clock) -> list[Reply]:
+    stamps: list[list[float]] = [[] for _ in requests]
+    prompts, new = [request["prompt_ids"] for request in requests], max(request["new_tokens"] for request in requests)
+    started = clock()
+    for row, _ in session.stream_batch_ids(prompts, slots=len(prompts), max_new_tokens=new, ignore_eos=True):
+        stamps[row].append((clock() - started) * 1e3)
+    return [{"stamps_ms": times[: request["new_tokens"]]} for times, request in zip(stamps, requests, strict=True)]
 
 
 def _score(session: Session, request: Mapping[str, Any], clock: Clock) -> Reply:
@@ -210,20 +268,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="slmdeploy.profiling.worker", description="serve one build to the profiler")
     parser.add_argument("build", type=Path)
     parser.add_argument("--threads", type=int, help="default: what the build itself says")
+    parser.add_argument("--spinning", type=int, choices=(0, 1), help="default: what the build itself says")
+    parser.add_argument("--prefill-chunk", type=int, help="tokens; default: what the build itself says")
     options = parser.parse_args(arguments)
+    spinning = None if options.spinning is None else bool(options.spinning)
+    from slmdeploy.runtime.bundle import RuntimeConfig
     from slmdeploy.runtime.opening import load  # its imports are not part of the load time
     from slmdeploy.runtime.session import physical_cores
 
     started = time.perf_counter()
     try:
-        model = load(options.build, threads=options.threads)
+        model = load(options.build, threads=options.threads, spinning=spinning, prefill_chunk=options.prefill_chunk)
     except SlmdeployError as error:
         _say(sys.stdout, error_reply(error))
         return
     session: Any = model  # an encoder has no generate_ids, a decoder no encode_ids: `answer` refuses what is not there
     threads = model.runtime.threads if options.threads is None else options.threads
     hello = {"load_s": time.perf_counter() - started, "engine": model.runtime.engine}
-    serve(session, hello | {"threads": threads or physical_cores()})
+    hello |= {"threads": threads or physical_cores(), "spinning": model.runtime.spinning}
+    if isinstance(model.runtime, RuntimeConfig):
+        hello["prefill_chunk"] = model.runtime.prefill_chunk
+    serve(session, hello)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ neither files nor sessions, and no policy beyond first come, first served.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +34,13 @@ class BatchSequence(Protocol):
 
 def run_batch(decoder: BatchDecoder, sequences: Iterable[BatchSequence]) -> None:
     """Run all sequences to their ends, as many together as the decoder has slots; the others join as those leave."""
+    for _ in batch_steps(decoder, sequences):
+        pass
+
+
+def batch_steps(decoder: BatchDecoder, sequences: Iterable[BatchSequence]) -> Iterator[BatchSequence]:
+    """`run_batch` step by step: yields a sequence each time it has been given its next logits, and has made of them
+    what it makes of them."""
     waiting = deque(sequences)
     decoder.reserve(max((sequence.needed for sequence in waiting), default=0))
     running: list[BatchSequence] = []
@@ -42,6 +49,7 @@ def run_batch(decoder: BatchDecoder, sequences: Iterable[BatchSequence]) -> None
         while waiting and not decoder.full:
             sequence = waiting.popleft()
             token = sequence.take(decoder.admit(sequence.prompt))
+            yield sequence
             if token is None:
                 decoder.release(len(running))
             else:
@@ -53,6 +61,7 @@ def run_batch(decoder: BatchDecoder, sequences: Iterable[BatchSequence]) -> None
         # From the end, so that whoever takes the place of one that leaves has been asked already.
         for row in reversed(range(len(running))):
             token = running[row].take(logits[row])
+            yield running[row]
             if token is None:
                 decoder.release(row)
                 running[row], tokens[row] = running[-1], tokens[len(running) - 1]

@@ -79,7 +79,8 @@ class RuntimeConfig:
     openvino_model.xml instead (openvino_decoding.py), which computes in inference_precision; that is None elsewhere.
     prefill_chunk: a prompt runs in pieces of so many tokens, 0 for all at once. own_prefill: prompts have a graph of
     their own, prefill.onnx, over the same KV cache (phase split). step_rows: steps of a batch of so many rows or more
-    run in that graph too, 0 for none.
+    run in that graph too, 0 for none. numerics_only: the graph is meant for another engine, and what runs here are its
+    numbers, at a speed that says nothing.
     """
 
     tasks: tuple[str, ...]
@@ -100,6 +101,7 @@ class RuntimeConfig:
     own_prefill: bool = False
     step_rows: int = 0
     inference_precision: str | None = None
+    numerics_only: bool = False
 
     @property
     def engine(self) -> str:
@@ -262,6 +264,7 @@ def read_runtime(path: Path | str) -> RuntimeConfig:
         precision=fields.string("precision", 64),
         **_prefill(fields),
         inference_precision=openvino_precision(fields),
+        numerics_only="numerics_only" in fields.value and fields.boolean("numerics_only"),
     )
     session.finish()
     fields.finish()

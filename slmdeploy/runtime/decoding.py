@@ -158,6 +158,17 @@ class Decoder:
         self.cache.length = width
         return self._last
 
+    def extend(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Append given tokens in one run of model.onnx; the logits behind each, float32 [length, vocab], the caller's.
+
+        As many steps would give, to the rounding of kernels. For those who know what follows, as whoever judges it.
+        """
+        rows = np.empty((ids.size, self.config.vocab_size), np.float32)
+        self.reserve(self.cache.length + ids.size)
+        self._run((self._session, self._path), ids, self.cache.length, rows, self.cache.bind)
+        self.cache.advance(ids.size)
+        return rows
+
     def batch(self, rows: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.float32]]:
         """One right-padded prefill over rows of unequal lengths; the last logits of each, float32 [vocab].
 

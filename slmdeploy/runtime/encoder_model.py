@@ -5,7 +5,7 @@ session opens on first use. One EncoderModel is not safe to share between thread
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,7 +42,9 @@ class TokenLabel:
     end: int
 
 
-def load_encoder(path: Path | str, *, threads: int | None = None, verify: bool = True) -> "EncoderModel":
+def load_encoder(
+    path: Path | str, *, threads: int | None = None, spinning: bool | None = None, verify: bool = True
+) -> "EncoderModel":
     """Open a folder that `export` made of an encoder; the options are those of runtime.model.load.
 
     Raises InputError if there is no such folder or it is a decoder's, CorruptArtifactError if it is not sound.
@@ -52,6 +54,7 @@ def load_encoder(path: Path | str, *, threads: int | None = None, verify: bool =
     if not is_encoder(folder):
         raise InputError(f"{folder} is a decoder, which generates and scores: embed and classify need an encoder.")
     config = read_encoder(folder)
+    config = config if spinning is None else replace(config, spinning=spinning)
     graphs = [GRAPH] if config.engine == "onnxruntime" else [OPENVINO_GRAPH, OPENVINO_WEIGHTS]
     require_listed(folder, manifest, [RUNTIME, TOKENIZER, *graphs])
     return EncoderModel(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))

@@ -6,6 +6,7 @@ sequence at a time and is not safe to share between threads.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from . import decoding, openvino_decoding, openvino_scoring, openvino_session, scoring, standard, static
-from .batch_generation import ForcedSequence, TextSequence, TokenSequence, run_batch
+from .batch_generation import ForcedSequence, TextSequence, TokenSequence, batch_steps, run_batch
 from .batching import BatchDecoder
 from .bundle import RUNTIME, RuntimeConfig, read_runnable, read_runtime, require_listed, thread_count
 from .chat import ChatTemplates, Message
@@ -27,14 +28,24 @@ BATCH_SLOTS = 8
 """Sequences decoded together where the caller says nothing: beyond, most CPUs compute more than they read."""
 
 
-def load(path: Path | str, *, threads: int | None = None, verify: bool = True) -> "Model":
-    """Open a decoder's folder; `verify` checks every hash, `threads` overrides runtime.json (0: all cores).
+def load(
+    path: Path | str,
+    *,
+    threads: int | None = None,
+    spinning: bool | None = None,
+    prefill_chunk: int | None = None,
+    verify: bool = True,
+) -> "Model":
+    """Open a decoder's folder; `verify` checks every hash.
 
-    Raises InputError if there is no such folder or it is an encoder's, CorruptArtifactError if it is not sound.
+    `threads` (0: all cores), `spinning` and `prefill_chunk` (tokens, 0: prompts whole) override runtime.json. Raises
+    InputError if there is no such folder or it is an encoder's, CorruptArtifactError if it is not sound.
     """
     folder = Path(path)
     manifest = read_runnable(folder, verify=verify)
     config = read_runtime(folder)
+    config = config if spinning is None else replace(config, spinning=spinning)
+    config = config if prefill_chunk is None else replace(config, prefill_chunk=prefill_chunk)
     require_listed(folder, manifest, [RUNTIME, TOKENIZER, *_graphs(config)])
     return Model(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))
 
@@ -104,12 +115,13 @@ class Model:
                 f"{self.path} was made for {' and '.join(self.tasks)}, not for {task}: export it with --task {task}."
             )
 
-    def generate(self, prompt: str, **options: Unpack[TextOptions]) -> Completion:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[TextOptions]) -> Completion:
         """Continue a prompt, greedily by default; the options are those of `TextOptions`.
 
-        Raises InputError for a prompt that is empty or does not fit the context, and for settings out of range.
+        A prompt is text or the ids of its tokens, special ones among them. Raises InputError for a prompt that is empty
+        or does not fit the context, and for settings out of range.
         """
-        return self._text_run(self._codec.prompt(prompt, "prompt"), options).completion()
+        return self._text_run(self._prompt(prompt, "prompt"), options).completion()
 
     def stream(self, prompt: str, **options: Unpack[TextOptions]) -> Iterator[str]:
         """The text of `generate` in pieces, each given out as soon as no later token can change it."""
@@ -155,7 +167,7 @@ class Model:
         return token_stream(self._decoder, self._ids(prompt_ids), Settings(**options))
 
     def generate_batch(
-        self, prompts: Sequence[str], *, slots: int = BATCH_SLOTS, **options: Unpack[TextOptions]
+        self, prompts: Sequence[str | Sequence[int]], *, slots: int = BATCH_SLOTS, **options: Unpack[TextOptions]
     ) -> list[Completion]:
         """Continue several prompts, up to `slots` of them together; each gets what `generate` alone would give it.
 
@@ -166,7 +178,7 @@ class Model:
         if isinstance(prompts, str):
             raise InputError("prompts must be a list of strings, not one string.")
         decoder, settings = self._batch_decoder(slots), Settings(**options)
-        ids = [self._codec.prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+        ids = [self._prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
         sequences = [TextSequence(self._codec, prompt, self.runtime, settings) for prompt in ids]
         run_batch(decoder, sequences)
         return [sequence.completion() for sequence in sequences]
@@ -180,6 +192,21 @@ class Model:
         run_batch(decoder, sequences)
         return [sequence.token_ids for sequence in sequences]
 
+    def stream_batch_ids(
+        self, prompts: Sequence[Sequence[int]], *, slots: int = BATCH_SLOTS, **options: Unpack[TokenOptions]
+    ) -> Iterator[tuple[int, int]]:
+        """The tokens of `generate_batch_ids`, each with the number of its prompt as soon as it is chosen."""
+        decoder, settings = self._batch_decoder(slots), Settings(**options)
+        sequences = [TokenSequence(self._ids(prompt), self.runtime, settings) for prompt in prompts]
+        numbers = {id(sequence): number for number, sequence in enumerate(sequences)}
+        given = [0] * len(sequences)
+        for sequence in batch_steps(decoder, sequences):
+            number = numbers[id(sequence)]
+            token_ids = sequences[number].token_ids
+            if len(token_ids) > given[number]:  # an end token is not given out
+                given[number] += 1
+                yield number, token_ids[-1]
+
     def _batch_decoder(self, slots: int) -> BatchDecoder:
         decoder = self._decoder
         if not isinstance(decoder, decoding.Decoder):
@@ -188,6 +215,9 @@ class Model:
                 "batches need a graph of --dialect ort, or a build of it for the engine onnxruntime."
             )
         return BatchDecoder(decoder, slots)
+
+    def _prompt(self, prompt: str | Sequence[int], name: str) -> list[int]:
+        return self._codec.prompt(prompt, name) if isinstance(prompt, str) else self._ids(prompt).tolist()
 
     def _ids(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
         return decoding.token_array(ids, self.runtime.vocab_size)

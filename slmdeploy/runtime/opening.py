@@ -12,11 +12,20 @@ from .model import Model
 from .model import load as load_decoder
 
 
-def load(path: Path | str, *, threads: int | None = None, verify: bool = True) -> Model | EncoderModel:
-    """Open a graph, build or package; `verify` checks every hash, `threads` overrides runtime.json (0: all cores).
+def load(
+    path: Path | str,
+    *,
+    threads: int | None = None,
+    spinning: bool | None = None,
+    prefill_chunk: int | None = None,
+    verify: bool = True,
+) -> Model | EncoderModel:
+    """Open a graph, build or package; `verify` checks every hash.
 
-    Raises InputError if there is no such folder, CorruptArtifactError if it is not sound.
+    `threads` (0: all cores), `spinning` and, of decoders, `prefill_chunk` override runtime.json. Raises InputError if
+    there is no such folder, CorruptArtifactError if it is not sound.
     """
     read_runnable(path, verify=False)
-    opener = load_encoder if is_encoder(Path(path)) else load_decoder
-    return opener(path, threads=threads, verify=verify)
+    if is_encoder(Path(path)):
+        return load_encoder(path, threads=threads, spinning=spinning, verify=verify)
+    return load_decoder(path, threads=threads, spinning=spinning, prefill_chunk=prefill_chunk, verify=verify)

@@ -43,9 +43,14 @@ _FAILURES: tuple[type[Exception], ...] = (
 )
 
 
-def open_session(path: Path, *, threads: int, spinning: bool) -> ort.InferenceSession:
-    """Load a graph for the CPU; `threads` 0 leaves the number to ONNX Runtime (one per physical core)."""
+def open_session(path: Path, *, threads: int, spinning: bool, as_written: bool = False) -> ort.InferenceSession:
+    """Load a graph for the CPU; `threads` 0 leaves the number to ONNX Runtime (one per physical core).
+
+    as_written: without fusions, which ONNX Runtime tries on FP8 too and has no kernels for.
+    """
     options = ort.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False
     # ONNX Runtime would write its own lines to stderr beside the one sentence that we raise.

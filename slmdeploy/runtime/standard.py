@@ -31,7 +31,9 @@ class StandardDecoder:
         """Counts the sequences begun, so that whoever continues one can tell that the past is still its own."""
         self.length = 0
         self._path = folder / GRAPH
-        self._session = open_session(self._path, threads=threads, spinning=config.spinning)
+        self._session = open_session(
+            self._path, threads=threads, spinning=config.spinning, as_written=config.numerics_only
+        )
         self._positions = "position_ids" in {node.name for node in self._session.get_inputs()}
         inputs = ("input_ids", "attention_mask", *(["position_ids"] if self._positions else []))
         check_interface(self._session, self._path, config, dict.fromkeys(inputs, "int64"), "logits")

@@ -5,8 +5,19 @@ only in `build`. Knows nothing of graphs or torch.
 """
 
 from slmdeploy.specs.base import Spec, load_toml, nearest
-from slmdeploy.specs.budgets import Budget, Constraint, Objective, parse_budget, parse_constraint
+from slmdeploy.specs.budgets import (
+    Budget,
+    Change,
+    Constraint,
+    Objective,
+    parse_budget,
+    parse_change,
+    parse_constraint,
+)
+from slmdeploy.specs.distillation import DistillStage, distill_stage
 from slmdeploy.specs.profiles import (
+    ActivationScale,
+    Fp8,
     Gate,
     Profile,
     Requires,
@@ -20,26 +31,27 @@ from slmdeploy.specs.recipes import (
     BudgetSection,
     Candidates,
     DataSource,
-    DistillStage,
     ModelSource,
     PackagePlan,
     PrunePlan,
     Recipe,
     choose_workloads,
-    distill_stage,
     load_recipe,
 )
 from slmdeploy.specs.targets import Target, list_targets, load_target
-from slmdeploy.specs.workloads import WORKLOADS, Workload
+from slmdeploy.specs.workloads import ENCODER_TASKS, Workload, named_workload
 
 __all__ = [
-    "WORKLOADS",
+    "ENCODER_TASKS",
+    "ActivationScale",
     "Budget",
     "BudgetSection",
     "Candidates",
+    "Change",
     "Constraint",
     "DataSource",
     "DistillStage",
+    "Fp8",
     "Gate",
     "ModelSource",
     "Objective",
@@ -62,7 +74,9 @@ __all__ = [
     "load_recipe",
     "load_target",
     "load_toml",
+    "named_workload",
     "nearest",
     "parse_budget",
+    "parse_change",
     "parse_constraint",
 ]

@@ -6,18 +6,20 @@ from pydantic import Field, model_validator
 
 from slmdeploy.specs.base import Real, Share, Spec, load_named, shipped
 
+ActivationScale = Literal["max", "percentile", "mse"]
+
 
 class Weights(Spec):
     """How the linear layers inside the blocks are stored and multiplied."""
 
-    scheme: Literal["fp32", "w8a8", "w8a8-static", "weight-only"]
+    scheme: Literal["fp32", "w8a8", "w8a8-static", "weight-only", "fp8"]
     bits: Literal[4, 8, 32] = 32
     block_size: Literal[16, 32, 64, 128, 256] = 128
     symmetric: bool = True
 
     @model_validator(mode="after")
     def _bits_fit_the_scheme(self) -> Self:
-        allowed = {"fp32": (32,), "w8a8": (8,), "w8a8-static": (8,), "weight-only": (4, 8)}[self.scheme]
+        allowed = {"fp32": (32,), "w8a8": (8,), "w8a8-static": (8,), "weight-only": (4, 8), "fp8": (8,)}[self.scheme]
         if self.bits not in allowed:
             raise ValueError(f"bits = {self.bits} does not go with scheme = {self.scheme!r}: use {allowed}")
         return self
@@ -29,6 +31,17 @@ class Storage(Spec):
     bits: Literal[4, 8, 32] = 32
     block_size: Literal[16, 32, 64, 128, 256] = 128
     symmetric: bool = True
+
+
+class Fp8(Spec):
+    """Where the scales of the scheme fp8 come from: building/fp8.py defines the rules.
+
+    ``per_channel``: a weight has one scale for each output channel, instead of one in all. Activations have one.
+    """
+
+    activation_scale: ActivationScale = "max"
+    weight_scale: Literal["amax", "mse"] = "amax"
+    per_channel: bool = True
 
 
 class Requires(Spec):
@@ -66,11 +79,12 @@ class Profile(Spec):
     where those are others than ``weights``: phases have different bottlenecks.
     ``encoder`` is the form of an encoder's linear layers where it is another than a decoder's; of the engine openvino.
     ``prepacked`` stores weights in the engine's own layout too, so that processes share them (building/prepacking.py).
+    ``fp8`` says where scales come from; of the engine tensorrt, whose builds are graphs that no one has compiled yet.
     """
 
     name: str
     summary: str
-    engine: Literal["onnxruntime", "openvino"]
+    engine: Literal["onnxruntime", "openvino", "tensorrt"]
     weights: Weights
     prefill: Weights | None = None
     scoring: Weights | None = None
@@ -79,16 +93,24 @@ class Profile(Spec):
     head: Storage = Storage()
     requires: Requires = Requires()
     prepacked: bool = False
+    fp8: Fp8 = Fp8()
     session: SessionOptions = SessionOptions()
     gate: Gate = Gate()
 
     @model_validator(mode="after")
     def _keys_fit_the_engine(self) -> Self:
         others = ("prefill", "scoring", "embedding", "head", "prepacked")
-        strange = {"onnxruntime": ("encoder",), "openvino": others}[self.engine]
+        strange = {
+            "onnxruntime": ("encoder", "fp8"),
+            "openvino": (*others, "fp8"),
+            "tensorrt": (*others, "encoder"),
+        }[self.engine]
         for name in strange:
             if name in self.model_fields_set:
                 raise ValueError(f"engine = {self.engine!r} does not take {name}")
+        forms = (self.weights, self.prefill, self.scoring, self.encoder)
+        if any(form is not None and (form.scheme == "fp8") != (self.engine == "tensorrt") for form in forms):
+            raise ValueError("scheme = 'fp8' goes with engine = 'tensorrt', and that engine with no other scheme")
         if self.engine == "openvino" and self.weights.scheme == "w8a8-static":
             raise ValueError("engine = 'openvino' has no scheme w8a8-static: use w8a8, whose ranges it calibrates")
         per_channel = self.weights.scheme == "weight-only" and self.weights.bits == 8

@@ -1,15 +1,17 @@
 """Recipe: what a user writes for one project, from the teacher to the package."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from slmdeploy.errors import InputError, SpecError
-from slmdeploy.specs.base import AboveZero, Positive, Share, Spec, load_toml, nearest
+from slmdeploy.specs.base import Positive, Share, Spec, load_toml
 from slmdeploy.specs.budgets import Budget, Objective, parse_budget
-from slmdeploy.specs.workloads import WORKLOADS, Workload
+from slmdeploy.specs.distillation import DistillStage
+from slmdeploy.specs.workloads import SUGGESTED, Task, Workload, named_workload
 
 
 class ModelSource(Spec):
@@ -26,98 +28,47 @@ class DataSource(Spec):
 
 
 class PrunePlan(Spec):
-    """``ratio`` is the share of MLP neurons and GQA groups that is removed, ``layer_ratio`` that of whole layers."""
+    """``ratio`` is the share of MLP neurons and GQA groups that is removed, ``layer_ratio`` that of whole layers.
+
+    ``hidden_ratio`` is the share of the residual stream's channels. ``allocation`` "global" lets layers differ.
+    """
 
     ratio: Annotated[float, Field(ge=0.0, lt=1.0)]
-    method: Literal["osscar", "magnitude", "random"] = "osscar"
+    method: Literal["osscar", "minitron", "magnitude", "random"] = "osscar"
     attention_ratio: Share | None = None
     layer_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    hidden_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    allocation: Literal["uniform", "global"] = "uniform"
     calibration_tokens: Positive = 16384
     seed: int = 0
 
     @model_validator(mode="after")
     def _something_is_removed(self) -> Self:
-        if self.ratio == self.layer_ratio == 0:
-            raise ValueError("ratio = 0 goes with a layer_ratio above 0: raise either")
+        if self.ratio == self.layer_ratio == self.hidden_ratio == 0:
+            raise ValueError("ratio = 0 goes with a layer_ratio or hidden_ratio above 0: raise either")
         return self
-
-
-class DistillStage(Spec):
-    """One stage of distillation: supervised when ``on_policy`` is 0, otherwise partly on what the student writes.
-
-    The loss of a counted token is ``ce_share``·CE + (1 - ``ce_share``)·KD, where KD is ``loss`` at ``temperature``,
-    multiplied by its square. ``beta`` is generalised JSD's weight of the teacher (GKD, Agarwal et al. 2024): 0 is the
-    forward KL, 1 the reverse. ``score_share`` is the share of rows that hold scoring records. ``on_policy`` is the
-    probability that a batch's responses are sampled from the student. Lengths are in tokens, ``batch_rows`` is rows of
-    ``length`` tokens per forward pass, and one optimiser step sees ``batch_rows · gradient_accumulation`` of them.
-    ``optimizer`` = "muon" orthogonalises the updates of the blocks' matrices and leaves the rest to AdamW at a fixed
-    share of ``learning_rate`` (training.py).
-    """
-
-    steps: Positive
-    batch_rows: Positive = 8
-    length: Annotated[int, Field(ge=16)] = 512
-    gradient_accumulation: Positive = 1
-    learning_rate: AboveZero = 1e-3
-    warmup_share: Share = 0.05
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    loss: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    beta: Share | None = None
-    temperature: AboveZero = 1.0
-    ce_share: Share = 0.0
-    score_share: Share = 0.0
-    on_policy: Share = 0.0
-    response_tokens: Positive = 64
-    sample_temperature: AboveZero = 0.9
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    gradient_checkpointing: bool = False
-    save_steps: Positive = 100
-    eval_rows: Annotated[int, Field(ge=0)] = 16
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
-        if (self.beta is None) == (self.loss == "jsd"):
-            raise ValueError(f"beta goes with loss = 'jsd' and with no other, and loss = {self.loss!r}")
-        if self.on_policy > 0 and self.score_share == 1:
-            raise ValueError("on_policy needs rows of text to sample: lower score_share below 1")
-        if self.on_policy > 0 and self.response_tokens > self.length // 2:
-            raise ValueError(f"response_tokens = {self.response_tokens} leaves too little of length = {self.length}")
-        return self
-
-    @property
-    def rows(self) -> int:
-        """Rows that the whole stage sees."""
-        return self.steps * self.batch_rows * self.gradient_accumulation
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the whole stage sees, padding included."""
-        return self.rows * self.length
-
-
-def distill_stage(**fields: Any) -> DistillStage:
-    """A DistillStage from loose fields, as a command line gives them; raises SpecError with the first wrong one."""
-    try:
-        return DistillStage.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise SpecError(f"distillation stage: {where + ': ' if where else ''}{reason}") from error
 
 
 class Candidates(Spec):
-    """The profiles to build and the target to build them for; ``auto`` is the target that this machine matches."""
+    """The profiles to build and the target to build them for; ``auto`` is the target that this machine matches.
+
+    ``estimate`` names other targets that the builds are estimated for, ``measurements`` files that `slmdeploy profile`
+    wrote elsewhere, relative to the recipe: the selection is among all of them, hardware and build together. ``search``
+    finds each build's best session options before it is measured, and the package runs with them.
+    """
 
     profiles: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
     target: str = "auto"
+    estimate: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    measurements: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    search: bool = False
 
 
 class BudgetSection(Spec):
-    """The budget as a recipe writes it: a list of ``metric<=number`` and an objective."""
+    """The budget as a recipe writes it: limits that must hold, limits that are preferred, and an objective."""
 
     constraints: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    preferences: Annotated[tuple[str, ...], Field(strict=False)] = ()
     objective: Objective = "fastest"
 
 
@@ -142,8 +93,9 @@ class Recipe(Spec):
     package: PackagePlan = PackagePlan()
 
     def parsed_budget(self) -> Budget:
-        """The budget section with its constraints read."""
-        return parse_budget(*self.budget.constraints, objective=self.budget.objective)
+        """The budget section with its limits read."""
+        section = self.budget
+        return parse_budget(*section.constraints, objective=section.objective, preferences=section.preferences)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -153,16 +105,53 @@ def load_recipe(path: Path) -> Recipe:
         recipe.parsed_budget()
     except InputError as error:
         raise SpecError(f"{path}: {error}") from error
-    return recipe
+    return recipe.model_copy(update={"workload": _beside(path, recipe.workload)})
+
+
+class WorkloadFile(Spec):
+    """A file of workloads alone: ``[[workload]]`` tables as in a recipe."""
+
+    workload: Annotated[tuple[Workload, ...], Field(min_length=1, strict=False)]
 
 
 def choose_workloads(names: Sequence[str], recipe: Path | None = None) -> tuple[Workload, ...]:
-    """The shipped workloads called ``names``, or those of a recipe; exactly one of the two must be given."""
+    """The workloads that ``names`` say, or those of a recipe; exactly one of the two must be given.
+
+    A name is one that `named_workload` reads, a .toml file with ``[[workload]]`` tables, or the .jsonl file of a trace.
+    """
     if bool(names) == (recipe is not None):
-        raise InputError(f"name workloads or a recipe, one of the two; shipped workloads: {', '.join(WORKLOADS)}")
+        raise InputError(f"name workloads or a recipe, one of the two; workloads are such as {', '.join(SUGGESTED)}")
     if recipe is not None:
         return load_recipe(recipe).workload
-    unknown = [name for name in names if name not in WORKLOADS]
-    if unknown:
-        raise InputError(f"there is no workload {unknown[0]!r}{nearest(unknown[0], list(WORKLOADS))}")
-    return tuple(WORKLOADS[name] for name in names)
+    return tuple(workload for name in names for workload in _workloads_of(name))
+
+
+def _workloads_of(name: str) -> tuple[Workload, ...]:
+    if name.endswith(".toml"):
+        return _beside(Path(name), load_toml(Path(name), WorkloadFile).workload)
+    if name.endswith(".jsonl"):
+        task = trace_task(Path(name))
+        return (Workload(name=Path(name).stem, task=task, scenario="trace", trace=name),)
+    return (named_workload(name),)
+
+
+def _beside(file: Path, workloads: tuple[Workload, ...]) -> tuple[Workload, ...]:
+    """The workloads with their traces found beside the file that names them."""
+    return tuple(
+        one if one.trace is None else one.model_copy(update={"trace": str(file.parent / one.trace)})
+        for one in workloads
+    )
+
+
+def trace_task(file: Path) -> Task:
+    """The task of a trace, which is what the first line has lengths of. Raises InputError where it cannot be read."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            first = json.loads(stream.readline())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is no trace: its first line cannot be read as JSON ({error})") from error
+    kinds: dict[str, Task] = {"prompt_tokens": "generate", "prefix_tokens": "score", "text_tokens": "embed"}
+    for key, task in kinds.items():
+        if isinstance(first, dict) and key in first:
+            return task
+    raise InputError(f"{file} is no trace: its first line has none of {', '.join(kinds)}")

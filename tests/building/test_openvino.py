@@ -16,7 +16,7 @@ from slmdeploy.building.openvino_graph import stateful_decoder
 from slmdeploy.building.openvino_quantize import compress_weights, parts
 from slmdeploy.errors import CorruptArtifactError, InputError, MissingExtraError
 from slmdeploy.packaging.edge import package
-from slmdeploy.profiling.profile import size_bytes
+from slmdeploy.profiling.candidates import size_bytes
 from slmdeploy.runtime import openvino_scoring
 from slmdeploy.runtime.model import Model, load
 from slmdeploy.runtime.openvino_session import GRAPH, WEIGHTS

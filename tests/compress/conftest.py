@@ -1,5 +1,6 @@
 """The smallest checkpoint and data that compression works on, made anew for each test session."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -91,3 +92,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_lines(folder / f"generate.{split}.jsonl", texts)
         write_lines(folder / f"score.{split}.jsonl", scores)
     return folder
+
+
+@torch.no_grad()
+def max_difference(first: Any, second: Any, input_ids: torch.Tensor) -> float:
+    """Largest absolute difference of two models' logits in float32 on ``input_ids`` [rows, length]."""
+    models = (copy.deepcopy(model).float() for model in (first, second))
+    logits = [model(input_ids=input_ids, use_cache=False).logits for model in models]
+    return float((logits[0] - logits[1]).abs().max())

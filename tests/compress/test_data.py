@@ -18,6 +18,7 @@ from slmdeploy.errors import InputError
 LABELS = (" no", " yes")
 GENERATE = {"prompt": "the quick", "completion": " brown fox"}
 SCORE = {"prefix": "fox\n", "items": ["dog", "fox", "the"], "labels": [0, 1, 0]}
+TEXT_ALONE: dict[str, Any] = {"length": 64, "score_share": 0.0, "seed": 0}
 
 
 def lines(path: Path, *records: Any) -> Path:
@@ -194,3 +195,30 @@ def test_a_kind_that_is_missing_from_the_data_is_named(tmp_path: Path, teacher: 
         next(mixed_rows(sources, texts, length=64, score_share=0.5, seed=0))
     with pytest.raises(InputError, match="no generate records"):
         next(mixed_rows({}, texts, length=64, score_share=0.0, seed=0))
+
+
+def test_label_words_bear_their_query_and_a_visit_shows_as_many_items_as_asked(tmp_path: Path, teacher: Path) -> None:
+    record = {"prefix": "q", "items": list("abcdef"), "labels": [0, 0, 1, 0, 1, 0]}
+    sources = open_sources(lines(tmp_path / "s.jsonl", record, record), "train")
+    texts = make_texts(teacher, (1,), LABELS, True, 4)
+    assert texts.label_ids is not None
+    row = next(mixed_rows(sources, texts, length=64, score_share=1.0, seed=0))
+    ends = row["queries"] > 0
+    assert set(row["queries"][ends].tolist()) <= {1, 2}
+    assert set(row["input_ids"][ends].tolist()) == set(texts.label_ids)
+    first = row["queries"][ends][:4]
+    assert len(set(first.tolist())) == 1
+    assert (row["input_ids"][ends][:4] == texts.label_ids[1]).sum() == 1  # one relevant item, the rest not
+    plain = next(mixed_rows(open_sources(lines(tmp_path / "g.jsonl", GENERATE), "train"), texts, **TEXT_ALONE))
+    assert plain["queries"].sum() == 0
+
+
+def test_answers_stand_for_the_generate_records(tmp_path: Path, teacher: Path) -> None:
+    sources = open_sources(lines(tmp_path / "g.jsonl", GENERATE), "train")
+    texts = make_texts(teacher, (1,), LABELS, False)
+    answers = [([0, 50 + i], [60 + i, 1]) for i in range(3)]
+    row = next(mixed_rows(sources, texts, **TEXT_ALONE, answers=answers))
+    found = row["input_ids"][row["weights"] > 0].tolist()
+    assert set(found) == {60, 61, 62, 1}
+    assert found[1::2] == [1] * (len(found) // 2)
+    assert sorted(found[0:6:2]) == [60, 61, 62]  # each once before any comes again

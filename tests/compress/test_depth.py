@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 from slmdeploy.artifacts import Artifact, open_artifact
 from slmdeploy.cli import app
 from slmdeploy.compress import loading, pruning
-from slmdeploy.compress.depth import Bypass, Removal, Rows, block_influence, remove_layers
+from slmdeploy.compress.depth import Removal, block_influence, remove_layers
+from slmdeploy.compress.frame import Bypass, Rows
 from slmdeploy.compress.prune import kept_counts, prune
-from slmdeploy.compress.surgery import max_difference, shorten
+from slmdeploy.compress.surgery import shorten
 from slmdeploy.errors import GateError, InputError
 from slmdeploy.specs import PrunePlan
+from tests.compress.conftest import max_difference
 
 IDS = torch.arange(2, 42)[None]
 QUIET = 2
@@ -240,12 +242,12 @@ def test_a_shortening_that_changes_the_model_is_refused(
 )
 def test_the_number_of_layers_is_rounded(deep: Path, layer_ratio: float, kept: int) -> None:
     counts = kept_counts(deep, ratio=0.5, attention_ratio=None, layer_ratio=layer_ratio, tile=16)
-    assert counts == (kept, 2, 32)
+    assert counts == (kept, 32, 2, 32)
 
 
 def test_without_a_ratio_a_width_that_is_no_multiple_of_the_tile_stays(checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint(intermediate_size=40, num_hidden_layers=2)
-    assert kept_counts(folder, ratio=0.0, attention_ratio=None, layer_ratio=0.5, tile=16) == (1, 4, 40)
+    assert kept_counts(folder, ratio=0.0, attention_ratio=None, layer_ratio=0.5, tile=16) == (1, 32, 4, 40)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,10 @@ def test_without_a_ratio_a_width_that_is_no_multiple_of_the_tile_stays(checkpoin
         ({"layer_ratio": float("nan")}, "layer_ratio = nan is not a share"),
         ({"layer_ratio": 0.9}, "layer_ratio = 0.9 leaves none of its 4 layers: lower it"),
         ({"layer_ratio": 0.1}, "layer_ratio = 0.1 removes none of its 4 layers, and nothing else goes"),
-        ({"layer_ratio": 0.0}, "ratio = 0.0 is not a share to remove: .* or 0 with a layer_ratio above 0"),
+        (
+            {"layer_ratio": 0.0},
+            "ratio = 0.0 is not a share to remove: .* or 0 with a layer_ratio or hidden_ratio above 0",
+        ),
         ({"layer_ratio": 0.0, "attention_ratio": 0.5}, "ratio = 0.0 is not a share to remove"),
         ({"ratio": 1.0}, "ratio = 1.0 is not a share"),
     ],
@@ -270,7 +275,7 @@ def test_unfit_numbers_are_refused(tmp_path: Path, deep: Path, data: Path, chang
 def test_data_with_nothing_to_predict_is_refused(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text(json.dumps({"prompt": "the fox", "completion": ""}) + "\n")
-    with pytest.raises(InputError, match="no layer can be measured on it"):
+    with pytest.raises(InputError, match="nothing can be measured on it"):
         run(checkpoint(eos_token_id=None), empty, tmp_path / "out", layer_ratio=0.5)
 
 

@@ -1,43 +1,11 @@
-"""OSSCAR against brute force and against the baselines, on problems small enough to enumerate."""
-
-from itertools import combinations
+"""The methods beside one another: what stays, what the weights become, and what each costs the layer's output."""
 
 import pytest
 import torch
-from torch import Tensor
 
-from slmdeploy.compress import importance
-from slmdeploy.compress.importance import at_random, by_magnitude, damped, objective, osscar
-
-
-def problem(seed: int, inputs: int = 8, outputs: int = 5, tokens: int = 200) -> tuple[Tensor, Tensor]:
-    """A Gram matrix of correlated inputs and a dense weight, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
-    x = torch.randn(tokens, inputs, generator=generator, dtype=torch.float64) @ mix
-    return x.T @ x, torch.randn(inputs, outputs, generator=generator, dtype=torch.float64)
-
-
-def best_by_enumeration(gram: Tensor, dense: Tensor, size: int, keep: int) -> tuple[tuple[int, ...], float]:
-    hessian = damped(gram)
-    found = {}
-    for kept in combinations(range(len(dense) // size), keep):
-        alive = torch.zeros(len(dense) // size, dtype=torch.bool)
-        alive[list(kept)] = True
-        found[kept] = objective(hessian, dense, importance._resolved(hessian, dense, alive, size))
-    best = min(found, key=found.__getitem__)
-    return best, found[best]
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("size", [1, 2])
-def test_removing_one_group_is_exactly_the_best(seed: int, size: int) -> None:
-    gram, dense = problem(seed)
-    keep = len(dense) // size - 1
-    kept, value = best_by_enumeration(gram, dense, size, keep)
-    choice = osscar(gram, dense, size=size, keep=keep)
-    assert choice.kept == kept
-    assert objective(damped(gram), dense, choice.weight) == pytest.approx(value)
+from slmdeploy.compress.importance import by_fit, by_score, score_costs
+from slmdeploy.compress.osscar import damped, objective
+from tests.compress.test_osscar import best_by_enumeration, problem
 
 
 def test_a_planted_redundancy_is_found_as_brute_force_finds_it() -> None:
@@ -49,47 +17,40 @@ def test_a_planted_redundancy_is_found_as_brute_force_finds_it() -> None:
     dense /= dense.norm(dim=1, keepdim=True)
     dense[4:] *= 2  # large weights that hardly matter: what misleads magnitude
     kept, value = best_by_enumeration(gram, dense, 1, 4)
-    choice = osscar(gram, dense, size=1, keep=4)
+    choice, weight = by_fit(gram, dense, size=1, keep=4)
     assert choice.kept == kept == (0, 1, 2, 3)
-    assert objective(damped(gram), dense, choice.weight) == pytest.approx(value)
-    naive = by_magnitude(gram, dense, dense.norm(dim=1), size=1, keep=4)
+    assert choice.singular
+    assert objective(damped(gram), dense, weight) == pytest.approx(value)
+    naive, _ = by_score(gram, dense, dense.norm(dim=1), size=1, keep=4)
     assert naive.kept == (4, 5, 6, 7)
     assert choice.relative_error < 0.01 < 0.5 < naive.relative_error
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_osscar_beats_both_baselines(size: int) -> None:
+def test_osscar_beats_what_only_ranks(size: int) -> None:
     gram, dense = problem(3, inputs=32, outputs=16)
-    hessian, keep = damped(gram), 16 // size
-    found = {
-        "osscar": osscar(gram, dense, size=size, keep=keep),
-        "magnitude": by_magnitude(gram, dense, dense.reshape(-1, size * 16).norm(dim=1), size=size, keep=keep),
-        "random": at_random(gram, dense, torch.Generator().manual_seed(0), size=size, keep=keep),
-    }
-    values = {name: objective(hessian, dense, choice.weight) for name, choice in found.items()}
-    assert values["osscar"] < min(values["magnitude"], values["random"])
-    assert found["osscar"].relative_error < min(found["magnitude"].relative_error, found["random"].relative_error)
+    keep = 16 // size
+    sizes = dense.reshape(-1, size * 16).norm(dim=1)
+    random = torch.rand(len(sizes), generator=torch.Generator().manual_seed(0))
+    fitted, _ = by_fit(gram, dense, size=size, keep=keep)
+    ranked = [by_score(gram, dense, scores, size=size, keep=keep)[0] for scores in (sizes, random)]
+    assert fitted.relative_error < min(choice.relative_error for choice in ranked)
+    assert not fitted.singular
 
 
-def test_removed_rows_are_zero_and_kept_ones_are_counted() -> None:
-    gram, dense = problem(1, inputs=300, outputs=4, tokens=400)
-    choice = osscar(gram, dense, size=3, keep=30)  # 70 groups go, several at once
-    rows = choice.weight.abs().sum(1).reshape(-1, 3).sum(1) > 0
-    assert tuple(rows.nonzero()[:, 0].tolist()) == choice.kept
-    assert len(choice.kept) == 30
+def test_a_ranking_keeps_the_largest_and_their_weights_as_they_are() -> None:
+    gram, dense = problem(1)
+    choice, weight = by_score(gram, dense, torch.tensor([0.1, 3.0, 0.2, 2.0]), size=2, keep=2)
+    assert choice.kept == (1, 3)
+    assert torch.equal(weight[2:4], dense[2:4])
+    assert not weight[:2].any()
+    assert score_costs(torch.tensor([3.0, 4.0, 0.0])) == pytest.approx([0, 9 / 25, 16 / 25])
 
 
-def test_keeping_everything_changes_nothing() -> None:
-    gram, dense = problem(2)
-    choice = osscar(gram, dense, size=2, keep=4)
-    assert choice.kept == (0, 1, 2, 3)
-    torch.testing.assert_close(choice.weight, dense)
-
-
-def test_inputs_that_are_always_zero_do_not_break_the_inverse() -> None:
-    gram, dense = problem(4)
-    gram[0], gram[:, 0] = 0, 0
-    assert 0 not in osscar(gram, dense, size=1, keep=4).kept
-    nothing = osscar(torch.zeros_like(gram), dense, size=1, keep=4)
-    assert nothing.weight.isfinite().all()
-    assert nothing.relative_error == 0
+def test_a_layer_that_is_given_nothing_has_no_error() -> None:
+    gram, dense = problem(1)
+    choice, weight = by_fit(torch.zeros_like(gram), dense, size=1, keep=4)
+    assert choice.relative_error == 0
+    assert choice.singular
+    assert weight.isfinite().all()
+    assert score_costs(torch.zeros(2)) == [0, 0]

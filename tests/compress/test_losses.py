@@ -1,12 +1,13 @@
 """Losses against definitions written out with torch and autograd, in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from slmdeploy.compress import losses
-from slmdeploy.compress.losses import Objective, Positions, chunked_loss, cross_entropy, divergence
+from slmdeploy.compress.losses import Objective, cross_entropy, divergence, top_bins, top_divergence
 
 OBJECTIVES = [
     Objective("forward_kl"),
@@ -16,6 +17,12 @@ OBJECTIVES = [
     Objective("jsd", beta=0.1),
     Objective("jsd", beta=0.5, temperature=3.0),
     Objective("jsd", beta=0.9),
+    Objective("tvd"),
+    Objective("tvd", temperature=2.0),
+    Objective("skew_kl"),
+    Objective("skew_kl", skew=0.6, temperature=2.0),
+    Objective("reverse_skew_kl"),
+    Objective("reverse_skew_kl", skew=0.6, temperature=2.0),
 ]
 
 
@@ -32,9 +39,16 @@ def reference(student: Tensor, teacher: Tensor, objective: Objective) -> Tensor:
     def kl(first: Tensor, second: Tensor) -> Tensor:
         return (first * torch.log(first / second)).sum(-1)
 
-    beta = objective.beta
+    beta, skew = objective.beta, objective.skew
     m = beta * p + (1 - beta) * q
-    value = {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}
+    value = {
+        "forward_kl": kl(p, q),
+        "reverse_kl": kl(q, p),
+        "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m),
+        "tvd": 0.5 * (p - q).abs().sum(-1),
+        "skew_kl": kl(p, skew * p + (1 - skew) * q),
+        "reverse_skew_kl": kl(q, (1 - skew) * p + skew * q),
+    }
     return objective.temperature**2 * value[objective.loss]
 
 
@@ -83,35 +97,39 @@ def test_cross_entropy_equals_torch() -> None:
     torch.testing.assert_close(gradient, slope)
 
 
-@pytest.mark.parametrize("ce_share", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_chunked_loss_equals_whole_logits(monkeypatch: pytest.MonkeyPatch, ce_share: float, chunk: int) -> None:
-    vocabulary, rows = 11, 7
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk * vocabulary)
-    objective = Objective("jsd", beta=0.4, temperature=1.5, ce_share=ce_share)
-    hidden, head = logits(0, rows, 4).requires_grad_(), logits(1, vocabulary, 4).requires_grad_()
-    teacher_hidden, teacher_head = logits(2, rows, 6), logits(3, vocabulary, 6)
-    labels, weights = torch.arange(rows), torch.linspace(0, 1, rows, dtype=torch.float64)
-    whole, expected_teacher = hidden @ head.T, teacher_hidden @ teacher_head.T
-    kd = (weights * reference(whole, expected_teacher, objective)).sum()
-    ce = (weights * functional.cross_entropy(whole, labels, reduction="none")).sum()
-    total = (1 - ce_share) * kd + ce_share * ce
-    expected = torch.autograd.grad(2 * total, (hidden, head))
-    positions = Positions(hidden, teacher_hidden, labels, weights)
-    parts = chunked_loss(positions, head, teacher_head, objective, torch.float64)
-    for found, right in ((parts.total, total), (parts.kd, kd), (parts.ce, ce)):
-        torch.testing.assert_close(found.detach(), right.detach())
-    for found, right in zip(torch.autograd.grad(2 * parts.total, (hidden, head)), expected, strict=True):
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_all_tokens_kept_are_the_whole_divergence(objective: Objective) -> None:
+    student, teacher = logits(0), logits(1)
+    kept = top_bins(teacher, teacher.shape[1], objective.temperature)
+    assert kept[1].shape == teacher.shape
+    for found, right in zip(
+        top_divergence(student, *kept, objective), divergence(student, teacher, objective), strict=True
+    ):
         torch.testing.assert_close(found, right)
 
 
-def test_logits_of_all_positions_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    vocabulary, rows, seen = 50, 12, []
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 2 * vocabulary)
-    compare = losses._compare
-    monkeypatch.setattr(losses, "_compare", lambda *a: seen.append(tuple(a[0].shape)) or compare(*a))
-    positions = Positions(
-        logits(0, rows, 4), logits(1, rows, 4), torch.zeros(rows, dtype=torch.int64), torch.ones(rows)
-    )
-    chunked_loss(positions, logits(2, vocabulary, 4), logits(3, vocabulary, 4), Objective(), torch.float64)
-    assert seen == [(2, vocabulary)] * 6
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_fewer_tokens_kept_bound_the_divergence_from_below_ever_closer(objective: Objective) -> None:
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    whole, whole_slope = divergence(student.detach(), teacher, objective)
+    values = []
+    for count in (1, 4, 8, 10):
+        ids, log_mass = top_bins(teacher, count, objective.temperature)
+        torch.testing.assert_close(log_mass.exp().sum(-1), torch.ones(len(teacher), dtype=torch.float64))
+        value, slope = top_divergence(student.detach(), ids, log_mass, objective)
+        (expected,) = torch.autograd.grad(_merged(student, ids, log_mass, objective).sum(), student)
+        torch.testing.assert_close(slope, expected)
+        if objective.loss == "forward_kl":
+            torch.testing.assert_close(slope.gather(1, ids), whole_slope.gather(1, ids))
+        values.append(value)
+    for fewer, more in pairwise([*values, whole]):
+        assert (fewer <= more + 1e-12).all()
+    assert (values[0] < whole).all()
+
+
+def _merged(student: Tensor, ids: Tensor, log_mass: Tensor, objective: Objective) -> Tensor:
+    """The definition over bins, by autograd."""
+    q = functional.softmax(student / objective.temperature, -1)
+    top = q.gather(1, ids)
+    bins = torch.cat([top, 1 - top.sum(1, keepdim=True)], 1)
+    return reference(bins.log() * objective.temperature, log_mass * objective.temperature, objective)

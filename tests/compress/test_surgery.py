@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slmdeploy.compress.surgery import Kept, cut, group_norms, max_difference, shape_of
+from slmdeploy.compress.surgery import Kept, config_shape, cut, group_norms
+from tests.compress.conftest import max_difference
 
 IDS = torch.arange(2, 42)[None]
 
 
 def masked(model: Any, kept: list[Kept]) -> Any:
     """Zero the columns that read removed groups; nothing else needs to go for them to have no effect."""
-    shape = shape_of(model.config)
+    shape = config_shape(model.config)
     with torch.no_grad():
         for layer, keep in zip(model.model.layers, kept, strict=True):
             heads = torch.zeros(shape.kv_heads).index_fill(0, torch.tensor(keep.kv_heads), 1)
@@ -64,8 +65,8 @@ def test_a_cut_at_the_wrong_place_is_seen(teacher: Path) -> None:
 
 def test_norms_cover_every_weight_of_a_group(teacher: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
-    layer, shape = model.model.layers[0], shape_of(model.config)
-    heads, neurons = group_norms(layer, shape)
+    layer = model.model.layers[0]
+    heads, neurons = group_norms(model, 0)
     assert heads.shape == (4,)
     assert neurons.shape == (64,)
     for norms, module in ((heads, layer.self_attn), (neurons, layer.mlp)):

@@ -1,4 +1,4 @@
-"""The Trainer as a distiller: optimisers whose learning rate arrives, sampling, packing of responses."""
+"""The Trainer as a distiller: optimisers whose learning rate arrives."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
-from slmdeploy.compress.training import ADAMW_SHARE, MuonAdamW, _pack, _until, sample
-from slmdeploy.specs import DistillStage
+from slmdeploy.compress.training import ADAMW_SHARE, MuonAdamW
 
 
 def load(path: Path) -> Any:
@@ -40,36 +39,3 @@ def test_the_schedule_reaches_both_optimisers_after_accelerate_wrapped_them(stud
     rates = [group["lr"] for part in optimizer.parts for group in part.param_groups]
     assert rates == pytest.approx([0.01, 0.01 * ADAMW_SHARE])
     assert all(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
-
-
-def test_samples_end_at_the_end_of_text_and_repeat_for_a_seed(student: Path) -> None:
-    model = load(student).eval()
-    stage = DistillStage(steps=1, on_policy=1.0, response_tokens=6, length=32)
-    prompts = [[0, 5, 9], [0, 7], [0, 40, 41, 42, 43]]
-
-    def draw() -> list[list[int]]:
-        torch.manual_seed(0)
-        return sample(model, prompts, stage)
-
-    answers = draw()
-    assert draw() == answers
-    assert [0 < len(answer) <= 6 for answer in answers] == [True] * 3
-    assert all(1 not in answer[:-1] for answer in answers)
-    assert _until([5, 1, 1, 1], {1}) == [5, 1]
-    assert _until([5, 6], {1}) == [5, 6]
-
-
-def test_sampling_does_not_depend_on_what_a_prompt_is_batched_with(student: Path) -> None:
-    # Almost greedy, so that the draw is the argmax; left padding must then change nothing.
-    model = load(student).eval()
-    stage = DistillStage(steps=1, on_policy=1.0, response_tokens=4, length=32, sample_temperature=1e-4)
-    short, long = [0, 7], [0, 40, 41, 42, 43]
-    assert sample(model, [short, long], stage) == sample(model, [short], stage) + sample(model, [long], stage)
-
-
-def test_responses_count_and_prompts_do_not() -> None:
-    row = _pack([([0, 7], [8, 9]), ([0], [4])], 10)
-    assert row["input_ids"].tolist() == [0, 7, 8, 9, 0, 4, 0, 0, 0, 0]
-    assert row["position_ids"].tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3]
-    assert (row["weights"] > 0).tolist() == [False, False, True, True, False, True] + [False] * 4
-    assert row["weights"].sum().item() == pytest.approx(1)

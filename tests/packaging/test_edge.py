@@ -11,7 +11,8 @@ import pytest
 from slmdeploy.artifacts import open_artifact, writing
 from slmdeploy.errors import CorruptArtifactError, GateError, InputError, OutputExistsError
 from slmdeploy.packaging.archive import pack, unpack
-from slmdeploy.packaging.edge import package
+from slmdeploy.packaging.edge import package, searched
+from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.model import load
 from tests.graphs import write_tiny_graph
 
@@ -165,3 +166,28 @@ def test_a_build_without_a_tokenizer_is_not_shipped(tmp_path: Path) -> None:
         (draft.path / "tokenizer.json").unlink()
     with pytest.raises(CorruptArtifactError, match=r"does not list tokenizer\.json"):
         package(tmp_path / "b", out=tmp_path / "p")
+
+
+def test_session_options_of_a_measurement_are_those_that_the_package_runs_with(build: Path, tmp_path: Path) -> None:
+    options = {"threads": 1, "spinning": False, "prefill_chunk": 64}
+    row = {
+        "build": "build",
+        "path": str(build),
+        "role": "candidate",
+        "content_key": open_artifact(build).content_key,
+        "passed": True,
+        "metrics": {"size_bytes": 1.0},
+        "search": {"options": options, "compared": []},
+    }
+    measurement = tmp_path / "m.json"
+    measurement.write_text(json.dumps({"schema": 2, "rows": [row]}))
+    made = package(build, out=tmp_path / "package", session=searched(measurement, build))
+    config = read_runtime(made.path)
+    assert {name: getattr(config, name) for name in options} == options
+    assert made.plan["session"] == options
+    kept = package(build, out=tmp_path / "kept", session={"threads": None, "spinning": False, "prefill_chunk": None})
+    assert read_runtime(kept.path).threads == read_runtime(build).threads
+    assert not read_runtime(kept.path).spinning
+    measurement.write_text(json.dumps({"schema": 2, "rows": [{**row, "search": None}]}))
+    with pytest.raises(InputError, match="measure it with profile --search"):
+        searched(measurement, build)

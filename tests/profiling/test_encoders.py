@@ -10,12 +10,12 @@ import pytest
 
 from slmdeploy.errors import InputError
 from slmdeploy.profiling.load import requests
-from slmdeploy.profiling.measure import summarise
 from slmdeploy.profiling.profile import profile
 from slmdeploy.profiling.worker import FakeSession, answer
 from slmdeploy.runtime.encoder_model import load_encoder
 from slmdeploy.selection import Row, choose
-from slmdeploy.specs import WORKLOADS, Workload, parse_budget
+from slmdeploy.specs import Workload, named_workload, parse_budget
+from tests.profiling.fakes import run
 from tests.runtime.encoder_graphs import write_encoder_graph
 
 SHORT = Workload(name="short", task="embed", texts=2, text_tokens=4, requests=4)
@@ -23,18 +23,17 @@ CLASSIFY = Workload(name="labels", task="classify", texts=3, text_tokens=4, requ
 
 
 def test_requests_hold_texts_of_the_length(tmp_path: Path) -> None:
-    (request,) = requests(WORKLOADS["embed-8x128"], 1, vocab_size=64, seed=0)
+    (request,) = requests(named_workload("embed-8x128"), 1, vocab_size=64, seed=0)
     assert request["op"] == "encode"
     assert [len(row) for row in request["rows"]] == [128] * 8
 
 
 def test_latency_and_throughput_of_texts() -> None:
-    session = FakeSession(item_s=0.004)
-    replies = [answer(session, request, session.clock) for request in requests(SHORT, 3, vocab_size=64, seed=0)]
-    assert summarise(SHORT, replies, 3).metrics["encode_ms_p50"] == pytest.approx(8)
-    batch = {"op": "offline", "requests": requests(CLASSIFY, 4, vocab_size=64, seed=0)}
-    metrics = summarise(CLASSIFY, [answer(session, batch, session.clock)], 4).metrics
-    assert metrics == {"texts_per_s": pytest.approx(250)}
+    (outcome,) = run(SHORT, a=FakeSession(item_s=0.004))[0].values()
+    assert outcome.metrics["encode_ms_p50"] == pytest.approx(8, rel=1e-4)
+    (outcome,) = run(CLASSIFY, a=FakeSession(item_s=0.004))[0].values()
+    assert set(outcome.metrics) == {"texts_per_s", "requests_per_s"}
+    assert outcome.metrics["texts_per_s"] == pytest.approx(250)
 
 
 def test_a_decoder_session_is_asked_for_no_vectors() -> None:
@@ -47,7 +46,7 @@ def test_encoders_are_measured_by_their_own_tasks_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exported for embed"):
         profile([folder], workloads=[CLASSIFY], out=tmp_path / "out")
     with pytest.raises(InputError, match="needs a context of 128 tokens"):
-        profile([folder], workloads=[WORKLOADS["embed-128"]], out=tmp_path / "out")
+        profile([folder], workloads=[named_workload("embed-128")], out=tmp_path / "out")
     with pytest.raises(InputError, match="without a baseline"):
         profile([folder], workloads=[SHORT], data=tmp_path, out=tmp_path / "out")
 

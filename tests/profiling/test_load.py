@@ -46,3 +46,10 @@ def test_check_fits_names_task_and_lengths():
         check_fits(GENERATE, "b", max_length=14, tasks=("generate",))
     with pytest.raises(InputError, match="export it with --task score"):
         check_fits(SCORE, "b", max_length=99, tasks=("generate",))
+
+
+def test_requests_of_a_hot_workload_share_one_prefix_whatever_the_seed():
+    hot = SCORE.model_copy(update={"hot": True})
+    made = [*requests(hot, 3, vocab_size=64, seed=0), *requests(hot, 3, vocab_size=64, seed=[1, 2])]
+    assert len({tuple(one["prefix_ids"]) for one in made}) == 1
+    assert len({str(one["item_ids"]) for one in made}) == 6

@@ -9,15 +9,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from slmdeploy.artifacts import content_key, find, open_artifact, writing
 from slmdeploy.errors import InputError, OutputExistsError
 from slmdeploy.profiling import profile as verb
-from slmdeploy.profiling.profile import determinants, profile, unique_names
+from slmdeploy.profiling.candidates import _baseline, unique_names
+from slmdeploy.profiling.measure import Effort
+from slmdeploy.profiling.profile import Asked, owners, profile, profile_to_file
+from slmdeploy.profiling.search import search
 from slmdeploy.selection import choose, read_rows
 from slmdeploy.specs import Workload, parse_budget
 
+EFFORT = Effort(rounds=2, seconds=0.05, limit_s=0.2)
 WORKLOADS = [
-    Workload(name="g", task="generate", prompt_tokens=4, new_tokens=3, requests=4),
-    Workload(name="long", task="generate", prompt_tokens=8, new_tokens=3, requests=4),
-    Workload(name="g-offline", task="generate", scenario="offline", prompt_tokens=4, new_tokens=3, requests=4),
-    Workload(name="s", task="score", prefix_tokens=4, items=3, item_tokens=2, requests=4),
+    Workload(name="g", task="generate", prompt_tokens=4, new_tokens=3, requests=40),
+    Workload(name="long", task="generate", prompt_tokens=8, new_tokens=3, requests=40),
+    Workload(name="g-offline", task="generate", scenario="offline", prompt_tokens=4, new_tokens=3, requests=40),
+    Workload(name="s", task="score", prefix_tokens=4, items=3, item_tokens=2, requests=40),
 ]
 WORKER = """
 import sys
@@ -29,6 +33,8 @@ pace = float((Path(sys.argv[1]) / "pace.txt").read_text())
 session = FakeSession(prefill_s=0.01 * pace, step_s=0.002 * pace, item_s=0.001 * pace, vocab_size=30)
 answer = worker.answer
 worker.answer = lambda session, request, clock=None: answer(session, request, session.clock)
+if "--spinning" in sys.argv:  # one thread is the best of this model
+    session.step_s *= 0.5 if sys.argv[sys.argv.index("--threads") + 1] == "1" else 1.5
 serve(session, {"load_s": 0.5 * pace})
 """
 
@@ -68,11 +74,12 @@ def fake_build(folder, pace, *, tasks=("generate", "score"), passed=True):
 def bench(tmp_path, monkeypatch):
     """Two builds, a slow baseline and a data folder; workers are fakes with their folder's pace."""
     (tmp_path / "worker.py").write_text(WORKER)
-    monkeypatch.setattr(
-        verb,
-        "worker_command",
-        lambda path, threads, baseline, labels: [sys.executable, str(tmp_path / "worker.py"), str(path)],
-    )
+
+    def command(path, options=(), **_):
+        return [sys.executable, str(tmp_path / "worker.py"), str(path), *options]
+
+    monkeypatch.setattr(verb, "build_command", command)
+    monkeypatch.setattr(verb, "baseline_command", command)
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     put_tokenizer(teacher)
@@ -88,7 +95,7 @@ def bench(tmp_path, monkeypatch):
 
 def test_measurement_has_rows_ratios_machine_and_gates(bench):
     builds, teacher, data, out = bench
-    artifact = profile(builds, workloads=WORKLOADS, out=out, data=data, baseline=teacher, rounds=2, threads=1)
+    artifact = profile(builds, workloads=WORKLOADS, out=out, data=data, baseline=teacher, effort=EFFORT, threads=1)
     report = json.loads((artifact.path / "measurement.json").read_text())
     assert report["machine"]["logical_cores"] >= 1
     assert report["threads"] == 1
@@ -96,10 +103,12 @@ def test_measurement_has_rows_ratios_machine_and_gates(bench):
     assert list(rows) == ["baseline", "fast", "slow"]
     metrics = rows["fast"]["metrics"]
     assert metrics["ttft_ms_p50"] == pytest.approx(10)
-    assert metrics["tpot_ms_p99"] == pytest.approx(2)
+    assert metrics["tpot_ms_p50"] == pytest.approx(2)
     assert metrics["tokens_per_s"] == pytest.approx(3 / 0.014)
     assert metrics["score_ms_p50"] == pytest.approx(3)
-    assert metrics["load_s"] == pytest.approx(0.5 + 0.01 + 0.001)
+    assert metrics["load_s"] == pytest.approx(0.5)
+    assert metrics["first_request_s"] == pytest.approx(0.01 + 0.001)
+    assert metrics["kv_bytes"] == 2 * 8 * 4 * 11
     assert metrics["tpot_ms_p50_ratio"] == pytest.approx(0.1)
     assert metrics["tokens_per_s_ratio"] == pytest.approx(10)
     assert metrics["auc"] == 1.0
@@ -108,15 +117,79 @@ def test_measurement_has_rows_ratios_machine_and_gates(bench):
     assert rows["baseline"]["metrics"]["tpot_ms_p50_ratio"] == 1.0
     assert rows["fast"]["profile"] == "cpu-int8"
     assert rows["slow"]["gates"] == {"kl": {"passed": False, "value": 0.1, "limit": 0.2}}
-    assert rows["slow"]["workloads"]["long"]["requests"] == 4
+    assert rows["slow"]["workloads"]["long"]["requests"] >= 2
 
 
 _RUN_FILES = ("tokenizer.json", "runtime.json", "pace.txt", "manifest.json")
 
 
+def test_a_file_holds_the_same_and_replaces_nothing_unasked(bench, tmp_path):
+    builds, _, _, _ = bench
+    file = tmp_path / "m.json"
+    options = {"workloads": WORKLOADS[:1], "effort": EFFORT, "threads": 1}
+    assert profile_to_file(builds, out=file, **options) == file
+    report = json.loads(file.read_text())
+    assert (report["schema"], report["source"]) == (2, "measured")
+    assert [row["build"] for row in report["rows"]] == ["fast", "slow"]
+    assert report["rows"][0]["workloads"]["g"]["samples"]["e2e_ms"]
+    with pytest.raises(OutputExistsError):
+        profile_to_file(builds, out=file, **options)
+    assert profile_to_file(builds, out=file, force=True, **options) == file
+    assert not list(tmp_path.glob(".*journal"))
+
+
+def test_an_interrupted_measurement_goes_on(bench, monkeypatch):
+    builds, _, _, out = bench
+    options = {"workloads": WORKLOADS[:2], "effort": EFFORT, "threads": 1}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "_flatten", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            profile(builds, out=out, **options)
+    assert not out.exists()
+    kept = out.with_name(".m.journal").read_text()
+    found = profile(builds, out=out, **options)
+    rows = {row["build"]: row for row in json.loads((found.path / "measurement.json").read_text())["rows"]}
+    turns = [json.loads(line)["turn"] for line in kept.splitlines()[1:] if '"fast"' in line and '"long"' in line]
+    assert rows["fast"]["workloads"]["long"]["requests"] == sum(turn["requests"] for turn in turns)
+    assert not out.with_name(".m.journal").exists()
+
+
+def test_the_options_that_were_found_are_those_that_are_measured(bench, monkeypatch):
+    builds, _, _, out = bench
+    monkeypatch.setattr(verb, "search", lambda *given, **options: search(*given, **(options | {"cores": 2})))
+    options = {"workloads": WORKLOADS[:1], "effort": EFFORT}
+    report = json.loads((profile(builds, out=out, search=True, **options).path / "measurement.json").read_text())
+    (fast, _) = report["rows"]
+    assert fast["search"]["options"]["threads"] == 1
+    assert fast["metrics"]["tpot_ms_p50"] == pytest.approx(1)
+    assert {entry["threads"] for entry in fast["search"]["compared"]} == {1, 2}
+
+
+def test_a_figure_without_a_workload_belongs_to_one_workload_whole():
+    alone, queued = WORKLOADS[0], WORKLOADS[1].model_copy(update={"scenario": "server", "rate_per_s": 3.0})
+    given = {
+        "g": {"e2e_ms_p50", "e2e_ms_p90"},
+        "long": {"e2e_ms_p50", "e2e_ms_p99", "queue_ms_p50", "tokens_per_s", "requests_per_s"},
+        "g-offline": {"tokens_per_s", "requests_per_s"},
+    }
+    found = dict(owners([queued, alone, WORKLOADS[2]], given))
+    assert found == {
+        "e2e_ms_p50": "g",
+        "e2e_ms_p90": "g",  # and no p99, which only another workload has
+        "queue_ms_p50": "long",
+        "tokens_per_s": "g-offline",
+        "requests_per_s": "long",
+    }
+
+
 def test_selection_reads_what_profile_wrote(bench):
     builds, teacher, _, out = bench
-    rows = read_rows(profile(builds, workloads=WORKLOADS[:1], out=out, baseline=teacher, rounds=2, threads=1))
+    made = profile(builds, workloads=WORKLOADS[:1], out=out, baseline=teacher, effort=EFFORT, threads=1)
+    rows = read_rows(made.path)
     selection = choose(rows, parse_budget("tpot_ms_p50_ratio<=0.5"))
     assert selection.chosen == "fast"
     assert selection.rejections[0].reason == "outside its own gates: kl"
@@ -125,12 +198,14 @@ def test_selection_reads_what_profile_wrote(bench):
 
 def test_the_content_key_can_be_known_before(bench):
     builds, teacher, _, out = bench
-    settings = {"workloads": WORKLOADS[:1], "baseline": teacher, "rounds": 2, "threads": 1}
-    key = content_key("measurement", *determinants(builds, **settings))
+    settings = {"workloads": WORKLOADS[:1], "baseline": teacher, "effort": EFFORT, "threads": 1}
+    asked = Asked(builds, **settings)
+    key = content_key("measurement", asked.plan, asked.inputs)
     assert find(out, key) is None
     assert profile(builds, out=out, **settings).content_key == key
     assert find(out, key) is not None
-    assert content_key("measurement", *determinants(builds, **{**settings, "rounds": 3})) != key
+    other = Asked(builds, **{**settings, "seed": 1})
+    assert content_key("measurement", other.plan, other.inputs) != key
 
 
 def test_output_that_exists_is_refused_before_any_work(bench):
@@ -153,10 +228,12 @@ def test_refusals(bench, tmp_path):
     with pytest.raises(InputError, match=r"config\.json does not exist: the baseline must be a checkpoint"):
         profile(builds, workloads=WORKLOADS, out=out, baseline=data)
     (teacher / "config.json").write_text('{"n_positions": 32}')
-    assert verb._baseline(teacher).max_length == 32
+    assert _baseline(teacher).max_length == 32
     (teacher / "config.json").write_text("{}")
     with pytest.raises(InputError, match="max_position_embeddings"):
         profile(builds, workloads=WORKLOADS, out=out, baseline=teacher)
+    with pytest.raises(InputError, match="two workloads are called 'g'"):
+        profile(builds, workloads=[WORKLOADS[0], WORKLOADS[0]], out=out)
     with writing(tmp_path / "d", kind="data", plan={}, inputs={}):
         pass
     with pytest.raises(InputError, match="is a data: profile measures"):
@@ -168,7 +245,7 @@ def test_a_failing_worker_leaves_no_half_measurement(bench):
     builds, _, _, out = bench
     (builds[0].parent / "worker.py").write_text("raise SystemExit('broken')")
     with pytest.raises(Exception, match="ended during 'load' with status 1: broken"):
-        profile(builds, workloads=WORKLOADS, out=out, rounds=2, threads=1)
+        profile(builds, workloads=WORKLOADS, out=out, effort=EFFORT, threads=1)
     assert not out.exists()
 
 

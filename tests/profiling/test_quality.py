@@ -1,5 +1,6 @@
 """Quality metrics against brute force and known models; bad data is refused with file and line."""
 
+import dataclasses
 import json
 from itertools import product
 
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from slmdeploy.errors import InputError, SpecError
 from slmdeploy.profiling.quality import Candidate, auc, divergence, encode, evaluate, reciprocal_rank
+from slmdeploy.profiling.quality_cache import Cache
+from slmdeploy.profiling.statistics import interval
 from slmdeploy.profiling.worker import FakeSession, answer
 
 # No deadline: a busy machine is no failure.
@@ -31,9 +34,14 @@ class Sharp(FakeSession):
 
     def __init__(self, peak):
         super().__init__(vocab_size=len(WORDS))
-        self.peak = peak
+        self.peak, self.calls = peak, 0
+
+    def score_ids(self, prefix_ids, item_ids):
+        self.calls += 1
+        return super().score_ids(prefix_ids, item_ids)
 
     def logits(self, input_ids):
+        self.calls += 1
         rows = super().logits(input_ids)
         rows[np.arange(len(input_ids)), (np.array(input_ids) + 1) % len(WORDS)] = self.peak
         return rows
@@ -59,8 +67,8 @@ def candidate(tokenizer, session=None, max_length=32, tasks=("generate", "score"
     return Candidate(Local(session or FakeSession(vocab_size=len(WORDS))), tokenizer, max_length, tasks)
 
 
-def run(candidates, data, baseline=None, tokens=1000):
-    return evaluate(candidates, data, baseline=baseline, tokens=tokens, seed=0)
+def run(candidates, data, baseline=None, tokens=1000, cache=None):
+    return evaluate(candidates, data, baseline=baseline, tokens=tokens, seed=0, cache=cache or Cache(None))
 
 
 @PROPERTY
@@ -96,7 +104,11 @@ def test_encode_puts_special_tokens_on_the_head_only(tokenizer):
 def test_bits_per_byte_of_a_uniform_model(tokenizer, tmp_path):
     data = write(tmp_path / "data", "generate.test.jsonl", [{"prompt": "a", "completion": "b c d"}])
     quality = run({"m": candidate(tokenizer)}, data)["m"]
-    assert quality.metrics == {"bits_per_byte": pytest.approx(3 * 3 / 5)}  # 3 tokens of log2(8) bits over 5 bytes
+    assert quality.metrics == {
+        "bits_per_byte": pytest.approx(3 * 3 / 5),  # 3 tokens of log2(8) bits over 5 bytes
+        "perplexity": pytest.approx(8),
+        "exact_match": 0.0,
+    }
     assert quality.counts == {"generate_records": 1, "generate_bytes": 5}
 
 
@@ -116,7 +128,58 @@ def test_another_tokenizer_has_no_closeness(tokenizer, tmp_path):
     other = tmp_path / "other.json"
     other.write_bytes(tokenizer.read_bytes())
     found = run({"base": candidate(tokenizer), "m": candidate(other)}, data, baseline="base")
-    assert set(found["m"].metrics) == {"bits_per_byte"}
+    assert set(found["m"].metrics) == {"bits_per_byte", "perplexity", "exact_match"}
+
+
+def test_closeness_to_the_fp32_build_of_the_same_graph(tokenizer, tmp_path):
+    data = write(tmp_path / "data", "generate.test.jsonl", [{"prompt": "a", "completion": "b c d"}] * 3)
+    models = {
+        "int8": dataclasses.replace(candidate(tokenizer, Sharp(4.0)), fp32="fp32"),
+        "fp32": candidate(tokenizer, Sharp(4.1)),
+        "base": candidate(tokenizer, Sharp(1.0)),
+    }
+    found = run(models, data, baseline="base")
+    assert 0 < found["int8"].metrics["kl_to_fp32"] < found["int8"].metrics["kl_to_baseline"]
+    assert found["int8"].metrics["top1_to_fp32"] == 1.0
+    assert "kl_to_fp32" not in found["fp32"].metrics
+    assert "kl_to_baseline" in found["fp32"].metrics
+
+
+def test_what_was_asked_before_is_not_asked_again_unless_a_part_of_it_changed(tokenizer, tmp_path):
+    write(tmp_path / "data", "score.test.jsonl", [{"prefix": "a", "items": ["b", "c"], "labels": [0, 1]}])
+    data = write(tmp_path / "data", "generate.test.jsonl", [{"prompt": "a", "completion": "b c d"}])
+    cache = Cache(tmp_path / "cache")
+
+    def asked(keys):
+        sessions = {name: Sharp(4.0) for name in keys}
+        models = {
+            name: dataclasses.replace(candidate(tokenizer, sessions[name]), key=key) for name, key in keys.items()
+        }
+        found = run(models, data, baseline="base", cache=cache)
+        return found, {name for name, session in sessions.items() if session.calls}
+
+    first, who = asked({"m": "1", "base": "2"})
+    assert who == {"m", "base"}
+    again, who = asked({"m": "1", "base": "2"})
+    assert who == set()
+    assert again["m"].metrics == first["m"].metrics
+    assert again["m"].counts == first["m"].counts
+    _, who = asked({"m": "1", "n": "3", "base": "2"})
+    assert who == {"n", "base"}  # the new one is compared with the baseline, which has to answer again
+    _, who = asked({"m": "1", "base": "4"})
+    assert who == {"m", "base"}
+    _, who = asked({"m": None, "base": "4"})
+    assert who == {"m", "base"}
+
+
+def test_a_damaged_cache_is_no_cache(tokenizer, tmp_path):
+    data = write(tmp_path / "data", "generate.test.jsonl", [{"prompt": "a", "completion": "b c d"}])
+    model = dataclasses.replace(candidate(tokenizer, Sharp(4.0)), key="1")
+    cache = Cache(tmp_path / "cache")
+    first = run({"m": model}, data, cache=cache)["m"].metrics
+    for file in (tmp_path / "cache").iterdir():
+        file.write_text('{"metrics": 3}')
+    assert run({"m": model}, data, cache=cache)["m"].metrics == first
 
 
 def test_ranking_scores_and_intervals(tokenizer, tmp_path):
@@ -128,7 +191,10 @@ def test_ranking_scores_and_intervals(tokenizer, tmp_path):
     assert quality.metrics["auc"] == pytest.approx(auc(scores, labels))
     assert quality.metrics["auc_per_query"] == pytest.approx(0.5)
     assert quality.metrics["mrr_at_10"] == pytest.approx(0.75)
-    for name, (low, high) in quality.intervals.items():
+    assert quality.metrics["ndcg_at_10"] == pytest.approx((1 + 1 / np.log2(3)) / 2)
+    assert quality.metrics["accuracy"] == pytest.approx(0.4)  # every score is above 0, and 2 of 5 labels are 1
+    for name, drawn in quality.drawn.items():
+        low, high = interval(drawn)
         assert low <= quality.metrics[name] <= high
     assert quality.counts == {"score_queries": 8, "score_items": 20}
 
@@ -137,7 +203,7 @@ def test_only_the_tasks_that_a_candidate_has(tokenizer, tmp_path):
     write(tmp_path / "data", "generate.test.jsonl", [{"prompt": "a", "completion": "b"}])
     data = write(tmp_path / "data", "score.test.jsonl", [{"prefix": "a", "items": ["b", "c"], "labels": [0, 1]}])
     found = run({"g": candidate(tokenizer, tasks=("generate",)), "both": candidate(tokenizer)}, data)
-    assert set(found["g"].metrics) == {"bits_per_byte"}
+    assert set(found["g"].metrics) == {"bits_per_byte", "perplexity", "exact_match"}
     assert {"bits_per_byte", "auc"} <= set(found["both"].metrics)
 
 

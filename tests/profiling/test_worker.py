@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slmdeploy.errors import InputError, ResourceError
-from slmdeploy.profiling.process import WorkerProcess, worker_command
+from slmdeploy.profiling.process import WorkerProcess, baseline_command, build_command
 from slmdeploy.profiling.worker import FakeSession, answer, peak_rss_bytes, serve_lines
 
 
@@ -32,15 +32,26 @@ def test_a_session_that_stops_early_is_our_bug():
         ask(Short(), "generate", prompt_ids=[1], new_tokens=3)
 
 
-def test_score_and_offline():
+def test_score_gives_label_logits_and_the_time():
     session = FakeSession(item_s=0.01)
-    score = {"op": "score", "prefix_ids": [1], "item_ids": [[1, 5], [2, 7]]}
-    reply = answer(session, score, session.clock)
+    reply = answer(session, {"op": "score", "prefix_ids": [1], "item_ids": [[1, 5], [2, 7]]}, session.clock)
     assert reply["ms"] == pytest.approx(20)
     assert reply["label_logits"] == [[0, 5], [0, 7]]
-    reply = ask(session, "offline", requests=[score, score, {"op": "generate", "prompt_ids": [1], "new_tokens": 2}])
-    assert reply["ms"] == pytest.approx(40 + 11)
-    assert (reply["tokens"], reply["items"]) == (2, 4)
+
+
+def test_drive_sends_requests_of_several_kinds_and_keeps_times_alone():
+    score = {"op": "score", "prefix_ids": [1], "item_ids": [[1, 5], [2, 7]]}
+    requests = [score, {"op": "generate", "prompt_ids": [1], "new_tokens": 2}]
+    options = {"requests": requests, "concurrency": 1, "batch": 1, "limit_s": 10.0}
+    session = FakeSession(item_s=0.01)
+    closed = ask(session, "drive", arrivals=None, **options)["records"]
+    assert [set(record) for record in closed] == [
+        {"arrival_s", "begin_s", "end_s", "ms"},
+        {"arrival_s", "begin_s", "end_s", "stamps_ms"},
+    ]
+    assert closed[1]["end_s"] == pytest.approx(0.031)
+    opened = ask(session, "drive", arrivals=[0.0, 1.0], **options)["records"]
+    assert [record["arrival_s"] for record in opened] == [0.0, 1.0]
 
 
 def test_logits_go_to_a_file_from_the_first_wanted_row(tmp_path):
@@ -156,13 +167,9 @@ def test_process_that_never_gets_ready(tmp_path):
         start(tmp_path, "import no_such_module")
 
 
-def test_a_build_and_the_baseline_run_with_the_same_threads(tmp_path):
-    build, baseline = (worker_command(tmp_path, threads=3, baseline=value) for value in (False, True))
-    assert build[:3] == [sys.executable, "-m", "slmdeploy.profiling.worker"]
-    assert build[3:] == baseline[3:] == [str(tmp_path), "--threads", "3"]
-
-
-def test_the_baseline_is_told_the_label_words_and_a_build_knows_its_own(tmp_path):
-    told = [worker_command(tmp_path, threads=1, baseline=value, labels=(" b", " a")) for value in (True, False)]
-    assert told[0][-2:] == ["--label= b", "--label= a"]
-    assert told[1][-1] == "1"
+def test_a_build_takes_options_and_the_baseline_the_label_words(tmp_path):
+    build = build_command(tmp_path, ["--threads", "3"])
+    assert build == [sys.executable, "-m", "slmdeploy.profiling.worker", str(tmp_path), "--threads", "3"]
+    baseline = baseline_command(tmp_path, threads=3, labels=(" b", " a"))
+    assert baseline[2:6] == ["slmdeploy.exporting.eager", str(tmp_path), "--threads", "3"]
+    assert baseline[6:] == ["--label= b", "--label= a"]

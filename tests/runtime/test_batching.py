@@ -100,6 +100,8 @@ def test_text_ends_at_stop_strings_and_says_why(model: Model) -> None:
     prompts = ["def f", "a", "some longer text"]
     whole = [model.generate(prompt, max_new_tokens=12) for prompt in prompts]
     assert model.generate_batch(prompts, slots=2, max_new_tokens=12) == whole
+    ids = [model.tokenizer.encode(prompt).ids for prompt in prompts]
+    assert model.generate_batch([prompts[0], *ids[1:]], slots=2, max_new_tokens=12) == whole
     stop = whole[0].text[2:4]
     stopped = [model.generate(prompt, max_new_tokens=12, stop=[stop]) for prompt in prompts]
     assert stopped[0].finish_reason == "stop"

@@ -29,6 +29,18 @@ def test_steps_equal_a_prefill_over_everything(model: Model) -> None:
     assert np.abs(np.array(got) - whole[2:]).max() < 1e-5
 
 
+def test_given_tokens_behind_a_prompt_equal_a_prefill_over_everything(tiny: Path) -> None:
+    model = load(tiny)
+    whole, decoder = model.logits(IDS), model.decoder
+    model.prefill(IDS[:3])
+    for _ in range(2):
+        assert np.abs(decoder.extend(np.array(IDS[3:6])) - whole[3:6]).max() < 1e-5
+        assert np.abs(decoder.step(IDS[6]) - whole[6]).max() < 1e-5
+        decoder.cache.truncate(3)
+    with pytest.raises(InputError, match="holds 64"):
+        decoder.extend(np.full(62, 5))
+
+
 @pytest.mark.parametrize("length", [1, 7, 64])
 def test_lengths_one_odd_and_the_whole_context(model: Model, length: int) -> None:
     ids = np.random.default_rng(length).integers(2, 200, length).tolist()

@@ -33,6 +33,7 @@ def test_text_ids_and_stream_agree(model: Model) -> None:
     completion = model.generate(PROMPT, **options)
     ids = model.tokenizer.encode(PROMPT).ids
     assert completion.token_ids == tuple(model.generate_ids(ids, **options))
+    assert completion == model.generate(ids, **options)
     assert "".join(model.stream(PROMPT, **options)) == completion.text
     assert completion.text == model.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
     assert (completion.finish_reason, completion.prompt_tokens) == ("length", len(ids))
