@@ -187,10 +187,10 @@ own figure over rounds.
 |---|---|---|---|---|---|---|---|
 """
 _TAIL = """
-They agree where the interval of the ratio holds 1, or where the ratio is off by no more than the tool's own noise. Where
-they do not, the clocks start at different moments: the profiler's when a request arrives, so making the generator and its
-cache is in its time to the first token, benchmark_e2e.py's after that was done. The profiler's time also has the choice
-of the token, llama-bench's does not.
+They agree where the interval of the ratio holds 1, or where the ratio is off by no more than the tool's own noise.
+Where they do not, the clocks start at different moments: the profiler's when a request arrives, so making the generator
+and its cache is in its time to the first token, benchmark_e2e.py's after that was done. The profiler's time also has
+the choice of the token, llama-bench's does not.
 
 ## Against theory
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,21 @@ def test_a_second_run_does_nothing(project: Path) -> None:
     again = pipeline.run(project, project.parent / "run")
     assert all(step.reused for step in again.steps)
     assert again.feasible
+
+
+def test_other_targets_and_searched_options_take_part(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project.parent / "run", tmp_path / "run")
+    other = project.parent / "targets.toml"
+    extra = 'profiles = ["cpu-fp32", "cpu-int8"]\nestimate = ["nvidia-ada-sm89"]\nsearch = true\n'
+    other.write_text(RECIPE.replace('profiles = ["cpu-fp32", "cpu-int8"]\n', extra))
+    outcome = pipeline.run(other, tmp_path / "run")
+    assert {"estimate nvidia-ada-sm89", "profile"} <= {step.name for step in outcome.steps if not step.reused}
+    assert outcome.selection is not None
+    pairs = {(one.build, one.target, one.source) for one in outcome.selection.candidates}
+    assert {source for _, _, source in pairs} == {"measured", "estimated"}
+    assert all(row["search"]["compared"] for row in outcome.rows if row["role"] == "candidate")
+    again = pipeline.run(other, tmp_path / "run")
+    assert all(step.reused for step in again.steps)
 
 
 def test_a_changed_budget_only_selects_again(project: Path) -> None:

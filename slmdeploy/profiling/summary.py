@@ -192,8 +192,9 @@ def summarise(workload: Workload, turns: Sequence[Turn], *, name: str = "", seed
         samples,
         sum(turn.requests for turn in turns),
         sum(turn.requests - turn.answered for turn in turns),
-        # Of a trace the lengths differ, so differing times say nothing of noise.
-        spread(samples[SERVICE_TIME]) if samples.get(SERVICE_TIME) and workload.trace is None else 0.0,
+        # Where requests queue they find threads awake or asleep, and those of a trace differ in length: there the spread
+        # says nothing of noise.
+        spread(samples[SERVICE_TIME]) if samples.get(SERVICE_TIME) and not workload.queues else 0.0,
     )
 
 
