@@ -63,7 +63,7 @@ _SINGLE = (
         "energy_j_per_request",
         "J",
         "lower",
-        "joules of the energy counters (RAPL) over a workload's turns / its requests, idle power included",
+        "joules of the energy counters (RAPL, NVML) over a workload's turns / its requests, idle power included",
     ),
     Metric(
         "bits_per_byte",

@@ -43,6 +43,8 @@ class Candidate:
     kv_token_bytes: int | None = None
     cuts_prompts: bool = False
     """Whether it can run a prompt in pieces."""
+    takes_batches: bool = False
+    """Whether it can run several requests together."""
     metrics: dict[str, float] = field(default_factory=dict)
     drawn: dict[str, Floats] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class Candidate:
             **self.facts,
             "target": target,
             "source": "measured",
-            "options": {key: self.hello[key] for key in OPTIONS if key in self.hello},
+            "options": self._options(),
             "search": self.search,
             "tasks": list(self.tasks),
             "worker": self.hello,
@@ -74,6 +76,10 @@ class Candidate:
             "quality": self.counts,
             "noisy": any(workload["noisy"] for workload in self.workloads.values()),
         }
+
+    def _options(self) -> dict[str, Any]:
+        batch = (self.search or {}).get("options", {}).get("batch")
+        return {key: self.hello[key] for key in OPTIONS if key in self.hello} | ({"batch": batch} if batch else {})
 
     def _intervals(self, baseline: "Candidate | None") -> dict[str, Interval]:
         found = {name: interval(values) for name, values in self.drawn.items()}
@@ -133,10 +139,11 @@ def _build(name: str, path: Path) -> Candidate:
         "speed": artifact.result.get("speed"),
     }
     candidate = Candidate(name, path, "candidate", runtime.tasks, runtime.max_length, path / "tokenizer.json", facts)
+    candidate.takes_batches = not isinstance(runtime, RuntimeConfig)  # every encoder does; of decoders see below
     if isinstance(runtime, RuntimeConfig):
         candidate.labels = runtime.score.labels if runtime.score else ()
         if runtime.engine == "onnxruntime":  # its cache is float32; what OpenVINO stores is its own business
-            candidate.cuts_prompts = runtime.interface == "shared"
+            candidate.cuts_prompts = candidate.takes_batches = runtime.interface == "shared"
             candidate.kv_token_bytes = 2 * sum(runtime.kv_heads) * runtime.head_dim * _FLOAT_BYTES
     return candidate
 

@@ -1,10 +1,13 @@
 """What else the machine did while something was measured: stolen time, load, energy; None where it does not tell.
 
-Linux's /proc and /sys alone; nothing here is guessed for a system that has neither. Knows nothing of workloads.
+Linux's /proc and /sys, and NVIDIA's management library where a driver has installed it; nothing here is guessed for a
+system that has neither. Knows nothing of workloads.
 """
 
+import ctypes
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,17 @@ def steal_share(before: Sequence[int] | None, after: Sequence[int] | None) -> fl
     return spent[7] / sum(spent) if sum(spent) else 0.0
 
 
-def energy_joules(powercap: Path = _POWERCAP) -> float | None:
-    """The sum of the processor packages' RAPL counters, in joules since some moment; None where they cannot be read.
+def energy_joules() -> float | None:
+    """Joules since some moment of all that can be read: processor packages (RAPL) and GPUs (NVML); None without either.
 
-    Counters wrap after some minutes of full load, so a difference that is negative is no figure.
+    Counters wrap, RAPL's after some minutes of full load, so a difference that is negative is no figure.
     """
+    found = [value for value in (rapl_joules(), nvml_joules(_nvml())) if value is not None]
+    return sum(found) if found else None
+
+
+def rapl_joules(powercap: Path = _POWERCAP) -> float | None:
+    """The sum of the processor packages' RAPL counters; None where one of them cannot be read."""
     values = []
     for zone in sorted(powercap.glob("intel-rapl:*")):
         if zone.name.count(":") != 1:  # a part of a package, whose energy is in the package's already
@@ -41,6 +50,32 @@ def energy_joules(powercap: Path = _POWERCAP) -> float | None:
         except (OSError, ValueError):  # root alone may read it on most systems
             return None
     return sum(values) / 1e6 if values else None
+
+
+@cache
+def _nvml() -> Any:
+    """NVIDIA's management library, initialised; None where there is no driver."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    return library if library.nvmlInit_v2() == 0 else None
+
+
+def nvml_joules(library: Any) -> float | None:
+    """The sum of the GPUs' energy counters (nvmlDeviceGetTotalEnergyConsumption, Volta and later); else None."""
+    count = ctypes.c_uint()
+    if library is None or library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+        return None
+    total = 0
+    for index in range(count.value):
+        device, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+        if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) != 0:
+            return None
+        if library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)) != 0:
+            return None
+        total += millijoules.value
+    return total / 1e3 if count.value else None
 
 
 def surroundings() -> dict[str, Any]:

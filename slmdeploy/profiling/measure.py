@@ -23,6 +23,7 @@ from slmdeploy.profiling.driving import MOST_IDLE_S
 from slmdeploy.profiling.environment import cpu_ticks, energy_joules, steal_share
 from slmdeploy.profiling.journal import Journal
 from slmdeploy.profiling.process import Client
+from slmdeploy.profiling.search import is_batched
 from slmdeploy.profiling.statistics import interval, percentile_draws
 from slmdeploy.profiling.summary import NOISY_STEAL, SERVICE, SERVICE_TIME, Outcome, Turn, summarise, turn_of
 from slmdeploy.profiling.trace import read_trace
@@ -58,6 +59,8 @@ class Runner:
     client: Client
     size_bytes: float = 0.0
     may_be_dropped: bool = True
+    batch: int | None = None
+    """Requests that it takes together where many wait, None as many as the workload says."""
     request_ms: float = 0.0
     turns: list[Turn] = field(default_factory=list)
     steal: list[float] = field(default_factory=list)
@@ -189,14 +192,17 @@ def _turn(runner: Runner, workload: Workload, effort: Effort, round_: int, count
         assert arrivals is not None
         limit_s = max(_OVERLOAD * arrivals[-1], 10 * runner.request_ms / 1e3)
     before = energy_joules()
-    records = _drive(
-        runner.client, requests, arrivals, workload.concurrency or 1, batch=workload.batch, limit_s=limit_s
-    )
+    batch = _batch(workload, runner)
+    records = _drive(runner.client, requests, arrivals, workload.concurrency or 1, batch=batch, limit_s=limit_s)
     after = energy_joules()
     turn = turn_of(workload, requests, records)
     if before is not None and after is not None and after > before:
         turn.joules = after - before
     return turn
+
+
+def _batch(workload: Workload, runner: Runner) -> int:
+    return runner.batch if runner.batch is not None and is_batched(workload) else workload.batch
 
 
 def _affordable(workload: Workload, runner: Runner, effort: Effort) -> int:
@@ -208,7 +214,7 @@ def _affordable(workload: Workload, runner: Runner, effort: Effort) -> int:
 def _arrivals(workload: Workload, runner: Runner, effort: Effort, round_: int) -> list[float] | None:
     """Seconds at which a turn's requests arrive; None for clients that wait for their answers."""
     if workload.scenario == "offline":
-        return [0.0] * max(_affordable(workload, runner, effort), workload.batch)
+        return [0.0] * max(_affordable(workload, runner, effort), _batch(workload, runner))
     if workload.trace is not None:
         return [entry.arrival_s for entry in read_trace(workload.trace, workload.task)[: workload.requests]]
     if workload.rate_per_s is None:

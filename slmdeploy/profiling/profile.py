@@ -223,6 +223,7 @@ def _search(candidates: Sequence[Candidate], asked: Asked, threads: int, journal
             asked.workloads,
             cores=threads,
             cuts_prompts=candidate.cuts_prompts,
+            takes_batches=candidate.takes_batches,
             vocab_size=Tokenizer.from_file(str(candidate.tokenizer)).get_vocab_size(),
             seed=asked.seed,
             done=lambda name=candidate.name: progress.advance(note=name),  # type: ignore[misc]
@@ -273,9 +274,7 @@ def _speed(
     vocab_size = min(Tokenizer.from_file(str(c.tokenizer)).get_vocab_size() for c in candidates)
     for workload in asked.workloads:
         progress.start(f"measure {workload.name}", None, "turns")
-        runners = [
-            Runner(one.name, workers[one.name], one.metrics["size_bytes"], one.role != "baseline") for one in candidates
-        ]
+        runners = [_runner(one, workers[one.name]) for one in candidates]
         outcomes = measure(
             runners,
             workload,
@@ -302,6 +301,12 @@ def _speed(
             candidate.outcomes[workload.name] = outcomes[candidate.name]
             candidate.workloads[workload.name] = outcomes[candidate.name].to_dict(workload)
     _flatten(candidates, asked.workloads)
+
+
+def _runner(candidate: Candidate, worker: WorkerProcess) -> Runner:
+    batch = candidate.search["options"]["batch"] if candidate.search else None
+    size, is_build = candidate.metrics["size_bytes"], candidate.role != "baseline"
+    return Runner(candidate.name, worker, size, may_be_dropped=is_build, batch=batch)
 
 
 def _flatten(candidates: Sequence[Candidate], workloads: Sequence[Workload]) -> None:

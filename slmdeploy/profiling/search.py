@@ -3,8 +3,8 @@
 `build` chooses them for a general prompt and its steps; here they are chosen for the workloads that will be served and
 on the machine that will serve them. Successive halving (Jamieson and Talwalkar 2016): all answer a few requests, the
 slower half leaves, the rest answer twice as many, until one is left; what the build says itself is kept unless another
-is faster by a margin. First threads and spinning, then the pieces of prompts. Knows nothing of engines: options become
-arguments of a worker (worker.py).
+is faster by a margin. First threads and spinning, then the pieces of prompts, then how many requests are taken together
+where many wait. Knows nothing of engines: options become arguments of a worker (worker.py).
 """
 
 import math
@@ -24,15 +24,17 @@ _MARGIN = 1.05
 _CHUNKS = (0, 64, 128, 256, 512)
 _SHORTEST_PROMPT = 64
 """Prompts up to this are not worth cutting."""
+_BATCHES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Session options; None leaves one to the build."""
+    """Session options, None leaves one to the build. ``batch``: requests taken together, None as the workload says."""
 
     threads: int | None = None
     spinning: bool | None = None
     prefill_chunk: int | None = None
+    batch: int | None = None
 
     def arguments(self) -> list[str]:
         """As arguments of worker.py."""
@@ -61,13 +63,15 @@ def search(
     *,
     cores: int,
     cuts_prompts: bool,
+    takes_batches: bool,
     vocab_size: int,
     seed: int,
     done: Callable[[], None] = lambda: None,
 ) -> Found:
     """The best options of one build under ``workloads`` on at most ``cores`` threads.
 
-    ``cuts_prompts`` says whether the build can run a prompt in pieces. ``done`` is called after each client's turn.
+    ``cuts_prompts`` says whether the build can run a prompt in pieces, ``takes_batches`` whether it can run several
+    requests together. ``done`` is called after each client's turn.
     """
     compared: list[dict[str, Any]] = []
 
@@ -81,7 +85,38 @@ def search(
     if cuts_prompts and longest > _SHORTEST_PROMPT:
         chunks = [chunk for chunk in _CHUNKS if chunk < longest]
         chosen = best_of([chosen, *(replace(chosen, prefill_chunk=chunk) for chunk in chunks)])
+    waiting = [workload for workload in workloads if is_batched(workload)]
+    if takes_batches and waiting:
+        with open_client(chosen) as client:
+            chosen = replace(chosen, batch=_best_batch(client, waiting, vocab_size, seed, compared))
+        done()
     return Found(chosen, tuple(compared))
+
+
+def is_batched(workload: Workload) -> bool:
+    """Whether many requests of it wait at once, none of which is hurt by being taken together with others."""
+    return workload.task != "score" and workload.scenario in ("offline", "concurrent")
+
+
+def _best_batch(
+    client: Client, workloads: Sequence[Workload], vocab_size: int, seed: int, compared: list[dict[str, Any]]
+) -> int:
+    """The smallest batch that no larger one beats in requests per second by the margin."""
+    rates: dict[int, float] = {}
+    for batch in _BATCHES:
+        logs = 0.0
+        for workload in workloads:
+            requests = load.requests(workload, 2 * batch, vocab_size=vocab_size, seed=[seed, batch])
+            arrivals = [0.0] * len(requests)
+            options = {"concurrency": 1, "batch": batch, "limit_s": 3600.0}
+            reply = client.ask("drive", requests=requests, arrivals=arrivals, **options)
+            # The first batch binds buffers and wakes threads; the second counts.
+            begins = sorted(record["begin_s"] for record in reply["records"])
+            ends = max(record["end_s"] for record in reply["records"])
+            logs += math.log(batch / max(ends - begins[batch], 1e-9)) / len(workloads)
+        rates[batch] = math.exp(logs)
+        compared.append({"batch": batch, "requests": 2 * batch, "cost": rates[1] / rates[batch]})
+    return next(batch for batch in _BATCHES if all(rates[batch] * _MARGIN >= rate for rate in rates.values()))
 
 
 def _halve(

@@ -192,8 +192,8 @@ def summarise(workload: Workload, turns: Sequence[Turn], *, name: str = "", seed
         samples,
         sum(turn.requests for turn in turns),
         sum(turn.requests - turn.answered for turn in turns),
-        # Where requests queue they find threads awake or asleep, and those of a trace differ in length: there the spread
-        # says nothing of noise.
+        # Where requests queue they find threads awake or asleep, and those of a trace differ in length: the spread says
+        # nothing of noise there.
         spread(samples[SERVICE_TIME]) if samples.get(SERVICE_TIME) and not workload.queues else 0.0,
     )
 

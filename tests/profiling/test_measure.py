@@ -5,10 +5,10 @@ import pytest
 
 from slmdeploy.profiling import measure as module
 from slmdeploy.profiling.journal import Journal
-from slmdeploy.profiling.measure import Effort, is_narrow, watched_percentiles
+from slmdeploy.profiling.measure import Effort, Runner, is_narrow, measure, watched_percentiles
 from slmdeploy.profiling.worker import FakeSession
 from slmdeploy.specs import Workload
-from tests.profiling.fakes import QUICK, run
+from tests.profiling.fakes import QUICK, Local, run
 
 GENERATE = Workload(name="g", task="generate", prompt_tokens=8, new_tokens=5, requests=200)
 SCORE = Workload(name="s", task="score", prefix_tokens=8, items=4, item_tokens=2, requests=200)
@@ -170,3 +170,11 @@ def test_watched_percentiles_are_those_of_the_workload():
     names = ["ttft_ms_p99", "tpot_ms_p50_ratio", "score_ms_p99", "auc", "other:e2e_ms_p90", "g:itl_ms_p999"]
     assert watched_percentiles(names, GENERATE) == [("ttft_ms", 99.0), ("tpot_ms", 50.0), ("itl_ms", 99.9)]
     assert watched_percentiles(["queue_ms_p99"], SCORE) == [("score_ms", 50.0)]
+
+
+def test_the_batch_that_was_found_is_taken_where_many_wait_and_nowhere_else():
+    for scenario, expected in (("offline", 4), ("single-stream", 1)):
+        log = []
+        runner = Runner("a", Local(FakeSession(), log, "a"), batch=4)
+        measure([runner], GENERATE.model_copy(update={"scenario": scenario}), vocab_size=64, effort=QUICK, seed=0)
+        assert max(fields["batch"] for _, op, fields in log if op == "drive") == expected

@@ -27,7 +27,7 @@ class Machine:
 
 def run(pace, workloads=(GENERATE,), **fields):
     machine = Machine(pace)
-    options = {"cores": 4, "cuts_prompts": True, "vocab_size": 64, "seed": 0} | fields
+    options = {"cores": 4, "cuts_prompts": True, "takes_batches": True, "vocab_size": 64, "seed": 0} | fields
     return search(machine.open, workloads, **options), machine
 
 
@@ -64,3 +64,25 @@ def test_only_long_prompts_of_builds_that_can_are_cut():
 def test_options_are_arguments_of_a_worker():
     assert Options().arguments() == []
     assert Options(2, False, 0).arguments() == ["--threads", "2", "--spinning", "0", "--prefill-chunk", "0"]
+
+
+class Batching(FakeSession):
+    """A step of up to eight rows takes as long as one of one; beyond that it takes longer in proportion."""
+
+    def stream_batch_ids(self, prompts, *, slots, max_new_tokens, ignore_eos):
+        for token in range(max_new_tokens):
+            self.now += 0.001 * max(1.0, len(prompts) / 8)
+            for row in range(len(prompts)):
+                yield row, token
+
+
+def test_the_batch_is_the_smallest_that_none_beats():
+    @contextmanager
+    def opened(options):
+        yield Local(Batching(prefill_s=0.001, step_s=0.001), [], options)
+
+    offline = GENERATE.model_copy(update={"scenario": "offline", "prompt_tokens": 8})
+    shared = {"cores": 1, "cuts_prompts": True, "vocab_size": 64, "seed": 0}
+    assert search(opened, [offline], takes_batches=True, **shared).options.batch == 8
+    assert search(opened, [offline], takes_batches=False, **shared).options.batch is None
+    assert search(opened, [GENERATE], takes_batches=True, **shared).options.batch is None
