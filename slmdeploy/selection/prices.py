@@ -74,7 +74,8 @@ def _highest(row: Row, place: str, answered: str) -> tuple[float, Interval]:
     """
     value = row.metrics[place + answered]
     owners = [place[:-1]] if place else [name for name in row.loads if row.metrics.get(f"{name}:{answered}") == value]
-    points = [point.metrics.get(answered, 0.0) for name in owners for point in row.loads[name].curve]
+    curves = [row.loads[name].curve for name in owners if name in row.loads]
+    points = [point.metrics.get(answered, 0.0) for curve in curves for point in curve]
     highest = max(points, default=0.0)
     return (highest, (highest, highest)) if highest > value else (value, row.interval(place + answered))
 
