@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.peers.checkpoints import ensure_checkpoint
 from benchmarks.peers.engines.ours import GRAPH, export_graph, prepare
-from benchmarks.peers.shapes import Shape
+from benchmarks.peers.shapes import llama
 from slmdeploy.profiling.calibration import (
     Calibration,
     Errors,
@@ -74,24 +74,11 @@ _REQUEST_S, _MOST = 0.5, 6
 """A turn of a workload: requests for so long, at least two, at most so many; the first one does not count."""
 
 
-def _decoder(name: str, hidden: int, layers: int, heads: int, kv: int, mlp: int, vocabulary: int) -> Shape:
-    sizes = {
-        "vocab_size": vocabulary,
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "intermediate_size": mlp,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 4096,
-    }
-    return Shape(name, "llama", sizes | {"rope_theta": 1e4, "rms_norm_eps": 1e-5})
-
-
+_MORE = {"max_position_embeddings": 4096, "rope_theta": 1e4, "rms_norm_eps": 1e-5}
 OWN = (
-    _decoder("llama-12m", 256, 8, 4, 4, 1024, 16384),
-    _decoder("llama-45m", 512, 10, 8, 2, 1792, 32000),
-    _decoder("llama-110m", 768, 12, 12, 4, 2560, 32000),
+    llama("llama-12m", 256, 8, 4, 4, 1024, 16384, **_MORE),
+    llama("llama-45m", 512, 10, 8, 2, 1792, 32000, **_MORE),
+    llama("llama-110m", 768, 12, 12, 4, 2560, 32000, **_MORE),
 )
 """Of no public model: from what fits into a cache to what does not, with other ratios of heads and widths."""
 

@@ -49,7 +49,8 @@ class Shape:
         return float(2 * self.linear_parameters * tokens + 2 * self.head_parameters + attention)
 
 
-def _llama(name: str, hidden: int, layers: int, heads: int, kv: int, mlp: int, vocabulary: int, **more: Any) -> Shape:
+def llama(name: str, hidden: int, layers: int, heads: int, kv: int, mlp: int, vocabulary: int, **more: Any) -> Shape:
+    """A Llama of the given sizes; ``more`` are further keys of its config, or others in place of these."""
     sizes = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
@@ -75,20 +76,20 @@ def _bert(name: str, hidden: int, layers: int, heads: int) -> Shape:
     return Shape(name, "bert", sizes)
 
 
-_QWEN = _llama("qwen2.5-0.5b", 896, 24, 14, 2, 4864, 151936, rope_theta=1e6, rms_norm_eps=1e-6)
+_QWEN = llama("qwen2.5-0.5b", 896, 24, 14, 2, 4864, 151936, rope_theta=1e6, rms_norm_eps=1e-6)
 
 SHAPES = {
     shape.name: shape
     for shape in (
-        _llama("smollm2-135m", 576, 30, 9, 3, 1536, 49152, rope_theta=1e5, rms_norm_eps=1e-5),
+        llama("smollm2-135m", 576, 30, 9, 3, 1536, 49152, rope_theta=1e5, rms_norm_eps=1e-5),
         Shape(_QWEN.name, "qwen2", _QWEN.config),
         # Plain rotary embedding instead of the llama3 scaling: it changes no cost, and every converter knows it.
-        _llama("llama-3.2-1b", 2048, 16, 32, 8, 8192, 128256, rope_theta=5e5, rms_norm_eps=1e-5),
+        llama("llama-3.2-1b", 2048, 16, 32, 8, 8192, 128256, rope_theta=5e5, rms_norm_eps=1e-5),
         _bert("minilm-6-384", 384, 6, 12),
         _bert("bert-base", 768, 12, 12),
         # Of no public model: small, so that what an engine does around the arithmetic decides.
-        _llama("llama-15m", 288, 6, 6, 6, 768, 32000, rope_theta=1e4, rms_norm_eps=1e-5),
+        llama("llama-15m", 288, 6, 6, 6, 768, 32000, rope_theta=1e4, rms_norm_eps=1e-5),
         # Of no public model: seconds instead of minutes, to try the benchmark itself.
-        _llama("tiny", 128, 2, 4, 2, 256, 512, rope_theta=1e4, rms_norm_eps=1e-5),
+        llama("tiny", 128, 2, 4, 2, 256, 512, rope_theta=1e4, rms_norm_eps=1e-5),
     )
 }

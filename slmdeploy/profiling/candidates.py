@@ -12,7 +12,7 @@ from typing import Any
 from slmdeploy.artifacts import digest, open_artifact
 from slmdeploy.checkpoint import CONTEXT_FIELDS, read_config
 from slmdeploy.errors import InputError
-from slmdeploy.metrics import RATIO, RELATIVE
+from slmdeploy.metrics import RATIO, RELATIVE, with_ratios
 from slmdeploy.profiling.statistics import Floats, Interval, interval, ratio_interval
 from slmdeploy.profiling.summary import Outcome
 from slmdeploy.runtime.bundle import FOR_OTHERS, RuntimeConfig, read_runtime
@@ -57,8 +57,6 @@ class Candidate:
     def row(self, baseline: "Candidate | None", target: str | None) -> dict[str, Any]:
         """The candidate's row of measurement.json."""
         reference = baseline.metrics if baseline else {}
-        shared = [name for name in self.metrics if reference.get(name) and name not in RELATIVE]
-        ratios = {name + RATIO: self.metrics[name] / reference[name] for name in shared}
         return {
             "build": self.name,
             "path": str(self.path),
@@ -70,7 +68,7 @@ class Candidate:
             "search": self.search,
             "tasks": list(self.tasks),
             "worker": self.hello,
-            "metrics": self.metrics | ratios,
+            "metrics": with_ratios(self.metrics, reference),
             "intervals": {name: list(ends) for name, ends in self._intervals(baseline).items()},
             "workloads": self.workloads,
             "quality": self.counts,

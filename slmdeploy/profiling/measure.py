@@ -64,7 +64,6 @@ class Runner:
     request_ms: float = 0.0
     turns: list[Turn] = field(default_factory=list)
     steal: list[float] = field(default_factory=list)
-    settled: bool = False
     repeated: int = 0
 
     @property

@@ -44,7 +44,7 @@ def sweep(
     """Add to ``outcome`` the curve that ``workload`` asks for."""
 
     def point(variant: Workload, key: str, value: float) -> dict[str, Any]:
-        fresh = replace(runner, turns=[], steal=[], settled=False, repeated=0)
+        fresh = replace(runner, turns=[], steal=[], repeated=0)
         found = measure([fresh], variant, vocab_size=vocab_size, effort=_EFFORT, seed=seed)[runner.name]
         done(runner.name)
         intervals = {name: list(ends) for name, ends in found.intervals.items()}
