@@ -28,7 +28,8 @@ class Missing(Exception):  # noqa: N818  # a result like any other
 class Case:
     """One column. ``measure`` gives the value of one repetition; a round's value is the median of ``repeats``.
 
-    Without ``measure`` it is a figure of every process: what loading took, its memory, the size of its files.
+    Without ``measure`` it is a figure of every process: what loading took, its memory, the size of its files. With
+    ``threads`` it is measured in a process of its own, opened with so many.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     repeats: int = 3
     models: Literal["decoder", "encoder", "both"] = "decoder"
     ours_only: bool = False
+    threads: int | None = None
 
     def applies(self, shape: Shape, ours: bool) -> bool:
         """Whether the cell exists for a model and one of our engines, or a peer."""
@@ -121,6 +123,8 @@ CASES = (
     Case("ttft_8000", "TTFT 8k", "ms", "lower", _until_first(8000), repeats=1),
     Case("decode_1", "decode, batch 1", "tok/s", "higher", _decode(1, 64), repeats=2),
     Case("decode_8", "decode, batch 8", "tok/s", "higher", _decode(8, 32), repeats=1),
+    Case("ttft_512_t1", "TTFT 512, one thread", "ms", "lower", _until_first(512), repeats=2, threads=1),
+    Case("decode_1_t1", "decode, batch 1, one thread", "tok/s", "higher", _decode(1, 64), repeats=1, threads=1),
     Case("balanced", "512 in + 64 out", "ms", "lower", request, repeats=1),
     Case("score_cold", "score 512 + 32×16, cold", "items/s", "higher", _per_second(ITEMS, False), repeats=1),
     Case("score_hot", "score 512 + 32×16, hot", "items/s", "higher", _per_second(ITEMS, True), repeats=1),

@@ -7,10 +7,10 @@ times as good it is as the best peer's: above 1 is ahead. Knows nothing of files
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.peers.cases import Case
+from benchmarks.peers.cases import CASES, Case
 from benchmarks.peers.goals import Verdict, verdicts
 from benchmarks.peers.shapes import SHAPES
-from benchmarks.peers.summary import Results
+from benchmarks.peers.summary import Results, times_as_good
 
 _GROUPS = (
     ("Prompt and generation", ("ttft_128", "ttft_512", "ttft_2048", "ttft_8000", "decode_1", "decode_8", "balanced")),
@@ -19,6 +19,7 @@ _GROUPS = (
     ("Memory, load time and size", ("rss", "load", "size")),
 )
 _LIMITED = ("ttft_128", "ttft_512", "ttft_2048", "ttft_8000", "decode_1", "encode_1", "encode_8", "encode_32")
+CASE = {case.name: case for case in CASES}
 _METHOD = """\
 Every engine runs the same checkpoint with random weights, converted by the engine's own converter, so this page is
 about speed and memory and says nothing of quality, which `docs/quantisation.md` does. Each round starts a fresh process
@@ -55,6 +56,8 @@ def render(data: dict[str, Any], notes: str, plots: Mapping[str, str], source: s
             cases = [case for case in results.cases(model) if case.name in names]
             if cases:
                 parts += [f"### {title}", _figures(results, model, cases)]
+        scaled = _threads(results, model)
+        parts += ["### One thread and two", scaled] if scaled else []
         parts += ["### Share of the physical limit", _shares(results, model)]
     parts += ["## Like for like", _engines(results), "## Not run", _missing(results), "## How it was measured", _METHOD]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
@@ -144,6 +147,26 @@ def _cell(results: Results, engine: str, model: str, case: Case) -> str:
     advantage = results.advantage(engine, model, case)
     around = f" ± {cell['spread'] / 2:.0%}" if cell["rounds"] > 1 else ""
     return f"{_number(cell['median'])}{around}" + (f" ({advantage:.2f}×)" if advantage is not None else "")
+
+
+def _threads(results: Results, model: str) -> str:
+    """Cases that were also measured with one thread, and how many times as fast all threads are; "" without any."""
+    pairs = [(CASE[name], CASE[f"{name}_t1"]) for name in ("ttft_512", "decode_1")]
+    rows = []
+    for engine in _ordered(results):
+        cells = [text for wide, narrow in pairs for text in _scaled(results, engine, model, wide, narrow)]
+        if any(cell != "" for cell in cells):
+            rows.append([engine, *cells])
+    head = [text for _, narrow in pairs for text in (f"{narrow.title} ({narrow.unit})", "all threads are")]
+    return _table(["engine", *head], rows) if rows else ""
+
+
+def _scaled(results: Results, engine: str, model: str, wide: Case, narrow: Case) -> tuple[str, str]:
+    one, all_ = results.value(engine, model, narrow.name), results.value(engine, model, wide.name)
+    if one is None:
+        return "", ""
+    faster = "" if all_ is None else f"{times_as_good(all_, one, wide):.2f}× as fast"
+    return _cell(results, engine, model, narrow), faster
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,14 @@ def run(plan: Plan, journal: Journal, places: Places, say: Say) -> None:
                 if time.monotonic() > plan.until:
                     say(f"out of time in round {round_ + 1}: the same command goes on from here")
                     return
-                _turn(plan, journal, places, shape, peer, round_, say)
+                for threads, cases in by_threads(plan):
+                    _turn(replace(plan, cases=cases), threads, journal, places, shape, peer, round_, say)
+
+
+def by_threads(plan: Plan) -> list[tuple[int, tuple[Case, ...]]]:
+    """The cases of each process: those that take the plan's threads, then those that have a number of their own."""
+    threads = dict.fromkeys(case.threads or plan.threads for case in plan.cases)
+    return [(n, tuple(case for case in plan.cases if (case.threads or plan.threads) == n)) for n in threads]
 
 
 def _rotated(peers: Sequence[Peer], round_: int) -> Iterable[Peer]:
@@ -94,7 +101,9 @@ def _rotated(peers: Sequence[Peer], round_: int) -> Iterable[Peer]:
     return [*peers[start:], *peers[:start]]
 
 
-def _turn(plan: Plan, journal: Journal, places: Places, shape: Shape, peer: Peer, round_: int, say: Say) -> None:
+def _turn(
+    plan: Plan, threads: int, journal: Journal, places: Places, shape: Shape, peer: Peer, round_: int, say: Say
+) -> None:
     """One engine's process in one round: every cell that is not there yet."""
     key = {"engine": peer.name, "version": version_key(peer, shape, plan.threads), "model": shape.name, "round": round_}
     wanted = [case for case in plan.cases if case.applies(shape, peer.is_ours)]
@@ -112,8 +121,8 @@ def _turn(plan: Plan, journal: Journal, places: Places, shape: Shape, peer: Peer
 
     try:
         folder = ensure(peer, shape, places)
-        command = worker_command(peer, folder, places, plan.threads)
-        with WorkerProcess(peer.name, command, threads=plan.threads, timeout_s=_ASK_SECONDS) as client:
+        command = worker_command(peer, folder, places, threads)
+        with WorkerProcess(peer.name, command, threads=threads, timeout_s=_ASK_SECONDS) as client:
             about["versions"] = client.hello["versions"]
             for case, outcome in measured(client, wanted, shape, round_, weight_bytes(folder)):
                 write(case, outcome)
@@ -124,7 +133,8 @@ def _turn(plan: Plan, journal: Journal, places: Places, shape: Shape, peer: Peer
         for case in wanted:
             if not journal.has(**key, case=case.name):
                 write(case, {"failed": places.hidden(str(error))[:500]})
-    say(f"round {round_ + 1} {shape.name} {peer.name}: {time.monotonic() - started:.0f} s {'; '.join(reasons)}")
+    took = f"{time.monotonic() - started:.0f} s"
+    say(f"round {round_ + 1} {shape.name} {peer.name}, threads {threads}: {took} {'; '.join(reasons)}")
 
 
 def worker_command(peer: Peer, folder: Path, places: Places, threads: int) -> list[str]:

@@ -209,6 +209,26 @@ def test_a_rerun_starts_only_what_is_not_there(tmp_path: Path, engines: list[str
     assert engines == ["broken", "broken"]
 
 
+def test_cases_of_one_thread_have_a_process_of_their_own(
+    tmp_path: Path, engines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(rounds, "worker_command", lambda peer, *rest: asked.append((peer.name, rest[-1])) or [])
+    cases = tuple(CASE[name] for name in ("ttft_512", "ttft_512_t1", "rss"))
+    plan = Plan((SHAPES["tiny"],), (Peer("good", "", None, 8, FORM),), cases, 1, 2)
+    rounds.run(plan, Journal(tmp_path / "cells.jsonl"), setup.Places(tmp_path, tmp_path), lambda _: None)
+    assert asked == [("good", 2), ("good", 1)]
+    written = [each["case"] for each in read_lines(tmp_path / "cells.jsonl") if "value" in each]
+    assert sorted(written) == ["rss", "ttft_512", "ttft_512_t1"]
+
+
+def test_the_page_says_what_the_second_thread_brings() -> None:
+    found = results(line(OURS.name, "ttft_512", 100.0), line(OURS.name, "ttft_512_t1", 180.0))
+    text = render(found.data, "", {}, "results.json")
+    assert f"| {OURS.name} | 180 | 1.80× as fast |  |  |" in text
+    assert "One thread and two" not in render(results(line(OURS.name, "ttft_512", 1.0)).data, "", {}, "results.json")
+
+
 def test_no_process_is_begun_after_the_time(tmp_path: Path, engines: list[str]) -> None:
     plan = Plan((SHAPES["tiny"],), (Peer("good", "", None, 8, FORM),), (CASE["rss"],), 1, 2, until=0.0)
     said: list[str] = []
