@@ -171,6 +171,7 @@ def _compile_form(
     static = any(form.scheme == "w8a8-static" for form in plan.values())
     ranges = reference.ranges if static else {}
     bench = _Bench(reference.graph, profile, reference.comparison, plan, progress, ranges)
+    reference.release()  # what follows opens graphs of the same size
     calibrated = static or _round(bench, source, reference)
     _settle_tables(bench)
     model = bench.write(folder, bench.plan)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 
 from slmdeploy.building.scoring_graph import packed_variant, read_label_rows
@@ -71,10 +72,16 @@ def check_requirements(profile: Profile, target: Target | None) -> None:
 
 
 def read_model(folder: Path) -> ir.Model:
-    """The graph of a folder with all its tensors in memory; CorruptArtifactError when it cannot be read."""
+    """The graph of a folder, its large tensors mapped from their file; CorruptArtifactError when it cannot be read.
+
+    Mapped, a model of billions of weights takes no memory that the system could not take back; so the folder has to
+    stay as it is for as long as the model is used, which a finished artifact does.
+    """
     try:
         model = ir.load(folder / MODEL)
-        ir.external_data.load_to_model(model)
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value.numpy()  # a file that is missing or too short is found here
     except Exception as error:  # protobuf, onnx_ir and the file system each raise their own kinds for a damaged file
         raise CorruptArtifactError(f"{folder / MODEL} cannot be read ({error}): export the checkpoint again") from error
     return model
@@ -102,6 +109,8 @@ def _store(
     if id(tensor) not in known:
         content = tensor.tobytes()
         if len(content) < _INLINE_BYTES:
+            if isinstance(tensor, ir.ExternalTensor):  # of another folder's file
+                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
             return
         key = hashlib.sha256(content).digest()
         if key not in places:

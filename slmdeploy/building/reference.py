@@ -1,4 +1,4 @@
-"""What a decoder build is compared with: its own fp32 graph, opened once, and what that says about some text.
+"""What a decoder build is compared with: its own fp32 graph, and what that says about some text.
 
 One build may judge several forms and folders; all ask the same object, so the reference's logits are computed once, and
 not at all where nothing is quantised. Knows nothing of gates.
@@ -27,6 +27,10 @@ class Reference:
         """The graph, open."""
         return open_folder(self.graph)
 
+    def release(self) -> None:
+        """Let go of the open graph, which takes as much memory as the model has; who asks for it opens it again."""
+        vars(self).pop("model", None)
+
     @cached_property
     def _sequences(self) -> tuple[list[list[int]], str]:
         return sequences_for(self.model, self._data)
@@ -49,7 +53,9 @@ class Reference:
     @cached_property
     def rounding(self) -> Rounding:
         """Rounds linear layers by what they read on the text to calibrate on."""
-        return Rounding(Moments(self.graph, self._calibration[0]))
+        sequences = self._calibration[0]
+        self.release()  # the moments come from a session of their own
+        return Rounding(Moments(self.graph, sequences))
 
     @cached_property
     def _calibration(self) -> tuple[list[list[int]], str]:
