@@ -2,11 +2,11 @@
 
 NAME is `minilm` (6 layers of 384), `bert` (base) or both; weights are random, so this is speed only. Steps add up: the
 graph as exported, then attention as one node, one addition of the Q, K, V biases, plain norms (encoder_fusion.py), then
-the linear layers in W8A8; beside them W8A8 without any fusion, and OpenVINO's int8 by `slmdeploy build --profile
-openvino-int8` where the extra openvino is installed. Forms take turns, round by round, with the same threads. Printed
-are medians: milliseconds of one text of 128 tokens, and texts per second of 8 and of 32 at once, with the ratio to
-OpenVINO's. `--batches` compares how many texts a batch should hold instead, `--one-thread` counts CPU time of one
-thread, which other work on the machine disturbs least. Graphs are kept in --work.
+the linear layers in W8A8, with ranges by token and static ones; beside them W8A8 without any fusion, and OpenVINO's
+int8 by `slmdeploy build --profile openvino-int8` where the extra openvino is installed. Forms take turns, round by
+round, with the same threads. Printed are medians: milliseconds of one text of 128 tokens, and texts per second of 8 and
+of 32 at once, with the ratio to OpenVINO's. `--batches` compares how many texts a batch should hold instead,
+`--one-thread` counts CPU time of one thread, which other work on the machine disturbs least. Graphs are kept in --work.
 """
 
 import argparse
@@ -26,8 +26,11 @@ from transformers import AutoModel, BertConfig
 
 from slmdeploy.building.build import build
 from slmdeploy.building.encoder_fusion import fuse_attention, fuse_biases, unfuse_norms
+from slmdeploy.building.encoder_gate import rows_for
 from slmdeploy.building.encoder_parts import plan_for, quantize
+from slmdeploy.building.encoder_ranges import ranges_of
 from slmdeploy.building.onnxruntime import MODEL, copy_companions, read_model, write_models, write_runtime
+from slmdeploy.building.static_w8a8 import Range
 from slmdeploy.exporting.export import export
 from slmdeploy.runtime.encoder_config import read_encoder
 from slmdeploy.runtime.encoder_model import open_encoder
@@ -41,7 +44,7 @@ SIZES = {
 TOKENS, OUTPUT = 128, "sentence_embedding"
 BATCHES = (1, 8, 32)
 WARM_UP = 1
-OPENVINO = "OpenVINO int8"
+OPENVINO, STATIC = "OpenVINO int8", "cpu-int8-static"
 Step = Callable[[ir.Model], object]
 FORMS: dict[str, tuple[Step, ...]] = {
     "as exported": (),
@@ -65,13 +68,25 @@ def exported(name: str, work: Path) -> Path:
     return export(source, out=graph, tasks=("embed",)).path
 
 
-def written(graph: Path, folder: Path, steps: tuple[Step, ...], *, w8a8: bool) -> Path:
-    """The graph after these steps in a folder that can be opened."""
+def stepped(graph: Path, steps: tuple[Step, ...]) -> ir.Model:
+    """The graph after these steps."""
     model = read_model(graph)
     for step in steps:
         step(model)
-    if w8a8:
-        quantize(model, plan_for(load_profile("cpu-int8"), model))
+    return model
+
+
+def ranges(graph: Path, steps: tuple[Step, ...]) -> dict[str, Range]:
+    """Of a few random rows: which ranges they are decides no speed."""
+    config = read_encoder(graph)
+    return ranges_of(stepped(graph, steps), config, rows_for(graph, config, None)[0][:4])
+
+
+def written(graph: Path, folder: Path, steps: tuple[Step, ...], profile: str | None = None) -> Path:
+    """The graph after these steps, quantised under a shipped profile, in a folder that can be opened."""
+    model = stepped(graph, steps)
+    if profile:
+        quantize(model, plan_for(load_profile(profile), model), ranges(graph, steps) if profile == STATIC else None)
     folder.mkdir()
     copy_companions(graph, folder)
     write_runtime(graph, folder)
@@ -82,9 +97,10 @@ def written(graph: Path, folder: Path, steps: tuple[Step, ...], *, w8a8: bool) -
 def forms(graph: Path, scratch: Path, work: Path) -> dict[str, Path]:
     """A folder for each form by name."""
     steps = FORMS["+ norms"]
-    found = {name: written(graph, scratch / f"fp32 {name}", FORMS[name], w8a8=False) for name in FORMS}
-    found["W8A8, not fused"] = written(graph, scratch / "w8a8", (), w8a8=True)
-    found["W8A8 and all steps"] = written(graph, scratch / "w8a8 fused", steps, w8a8=True)
+    found = {name: written(graph, scratch / f"fp32 {name}", FORMS[name]) for name in FORMS}
+    found["W8A8, not fused"] = written(graph, scratch / "w8a8", (), "cpu-int8")
+    found["W8A8 and all steps"] = written(graph, scratch / "w8a8 fused", steps, "cpu-int8")
+    found["static W8A8 and all steps"] = written(graph, scratch / "static fused", steps, STATIC)
     if importlib.util.find_spec("openvino") and importlib.util.find_spec("nncf"):
         folder = work / graph.parent.name / "openvino-int8"
         if not folder.is_dir():

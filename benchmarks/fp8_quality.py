@@ -23,6 +23,8 @@ from slmdeploy.specs import Fp8, Gate, Profile, load_profile
 
 CPU_PROFILES = ("cpu-int8", "cpu-int8-weight", "cpu-int4")
 FP8_PROFILE = "tensorrt-fp8"
+GPU_PROFILES = ("tensorrt-fp16", FP8_PROFILE)
+OPTIONS = ("smooth", "attention")
 ACTIVATIONS = ("max", "percentile", "mse")
 OPEN = Gate(max_kl=1e9, min_top1=0.0, max_ppl_ratio=1e9)
 """A gate that nothing fails, so that no layer is left out."""
@@ -60,16 +62,21 @@ def builds(checkpoint: Path, work: Path) -> Iterator[Row]:
     ort = graph(checkpoint, work, "ort")
     for name in CPU_PROFILES:
         yield row(load_profile(name), ort, work, name)
-    yield row(load_profile(FP8_PROFILE), graph(checkpoint, work, "portable"), work, FP8_PROFILE)
+    portable = graph(checkpoint, work, "portable")
+    for name in GPU_PROFILES:
+        yield row(load_profile(name), portable, work, name)
 
 
 def rules(checkpoint: Path, work: Path) -> Iterator[Row]:
-    """Every rule for scales of activations with every one for weights per channel, and the plainest per tensor."""
+    """Every rule for scales of activations with every one for weights per channel, and options beside the plainest."""
     shipped, portable = load_profile(FP8_PROFILE), graph(checkpoint, work, "portable")
     for channels, weights, activations in (*product((True,), ("amax", "mse"), ACTIVATIONS), (False, "amax", "max")):
         form = Fp8.model_validate({"activation_scale": activations, "weight_scale": weights, "per_channel": channels})
         name = f"{activations}-{weights}-{'channel' if channels else 'tensor'}"
         yield row(shipped.model_copy(update={"fp8": form, "gate": OPEN}), portable, work, name)
+    for option in OPTIONS:
+        form = Fp8.model_validate({option: True})
+        yield row(shipped.model_copy(update={"fp8": form, "gate": OPEN}), portable, work, f"max-amax-channel-{option}")
 
 
 def graph(checkpoint: Path, work: Path, dialect: str) -> Path:

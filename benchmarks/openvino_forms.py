@@ -4,8 +4,9 @@
 
 For each form and each set of options: KL, top-1 agreement and perplexity ratio against the fp32 graph in ONNX Runtime
 (on DATA's validation split, or on text that the graph writes itself), and the least CPU time of prompts of 128 and 512
-tokens and of a step behind them: CPU time, because other work on the machine lengthens the wall clock's. What decided
-profiles/openvino-int8.toml; docs/openvino.md has the table.
+tokens and of a step behind them: CPU time, because other work on the machine lengthens the wall clock's. The models run
+with states, the form that nncf takes; builds run with pages, which changes what attention takes and no form's quality.
+What decided profiles/openvino-int8.toml; docs/openvino.md has the table.
 """
 
 import argparse
@@ -45,6 +46,7 @@ def feed(ids: NDArray[np.int64], total: int, positions: Sequence[int]) -> Feed:
         "input_ids": ids,
         "attention_mask": np.ones((1, total), np.int64),
         "logits_positions": np.array(positions),
+        "position_ids": np.arange(total - ids.shape[1], total)[None],
         "beam_idx": np.zeros(1, np.int32),
     }
 

@@ -87,6 +87,14 @@ def pack(codes: Bytes, bits: int) -> Bytes:
     return np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4), np.uint8)
 
 
+def unpack(packed: Bytes, bits: int) -> Bytes:
+    """The codes that `pack` put together, with the zero that it added to an odd end."""
+    if bits == 8:
+        return packed
+    halves = np.stack([packed & 15, packed >> 4], axis=-1)
+    return halves.reshape(*packed.shape[:-1], -1)
+
+
 def plain_scales(grouped: Floats, bits: int, symmetric: bool) -> tuple[Floats, Floats]:
     """Scale and offset, float32 [rows, blocks], that keep all of ``grouped`` [rows, blocks, block_size] in range.
 

@@ -16,8 +16,9 @@ from typing import Any
 import onnx_ir as ir
 
 from slmdeploy.artifacts import Artifact, open_artifact, writing
+from slmdeploy.building.cuda import build_for_cuda
 from slmdeploy.building.encoder_build import compile_encoder
-from slmdeploy.building.fp8_build import compile_fp8
+from slmdeploy.building.fp8_build import build_for_tensorrt
 from slmdeploy.building.gate import (
     Comparison,
     Quality,
@@ -27,7 +28,6 @@ from slmdeploy.building.gate import (
     speed_gate,
     standard_gate,
 )
-from slmdeploy.building.gptq import Rounding
 from slmdeploy.building.onnxruntime import (
     check_requirements,
     keep_only_scoring,
@@ -38,15 +38,19 @@ from slmdeploy.building.onnxruntime import (
 from slmdeploy.building.openvino import compile_openvino
 from slmdeploy.building.phases import STEPS, Settle, compile_phases, of_one_form, phases_of, precision_of, settle
 from slmdeploy.building.prepacking import prepack
+from slmdeploy.building.preparing import prepared, refuse_for_encoders
 from slmdeploy.building.quantize import EMBEDDING, HEAD, describe, higher, parts, plan_for, quantize, rounded
 from slmdeploy.building.reference import Reference
+from slmdeploy.building.rewriting import weight_array
+from slmdeploy.building.rounding import Rounding, method_for
 from slmdeploy.building.standard_graph import STANDARD
 from slmdeploy.building.static_w8a8 import Range
+from slmdeploy.errors import InputError
 from slmdeploy.progress import SILENT, Progress
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.encoder_config import is_encoder
 from slmdeploy.runtime.model import Model
-from slmdeploy.specs import Profile, Target, Weights
+from slmdeploy.specs import Profile, Target, Weights, Workload
 
 _PROMOTED_SHARE = 0.25
 """Share of the quantised linear layers that may be kept in higher precision before a build counts as failed."""
@@ -60,29 +64,40 @@ def build(
     target: Target | None = None,
     out: Path,
     data: Path | None = None,
+    workload: Workload | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile the graph folder ``graph`` under ``profile`` for ``target`` (None: this machine) and write it to ``out``.
 
     ``data`` is a folder whose validation split the quality gate runs on; without it the fp32 graph writes its own text.
+    ``workload`` says for which lengths a compiler should choose its kernels; of the engine tensorrt alone.
     The result has ``passed``, ``gates``, ``quality``, ``parity``, ``speed``, ``scoring``, ``prefill``, ``parts``,
-    ``kept``, and ``forms`` where phases have forms of their own: docs/quantisation.md. A build of the engine tensorrt
-    is a graph for its compiler and has ``verification`` instead of ``speed``: docs/tensorrt.md. Raises InputError when
-    the target lacks what the profile requires, the graph has nothing to quantise or the data nothing to measure on,
-    CorruptArtifactError for a damaged graph, OutputExistsError, and GateError when the result is no valid model.
+    ``kept``, ``singular``, ``prepared``, and ``forms`` where phases have forms of their own: docs/quantisation.md. A
+    build of the engine tensorrt is a graph for its compiler and has ``verification`` instead of ``speed``:
+    docs/tensorrt.md. Raises InputError when the target lacks what the profile requires, the graph has nothing to
+    quantise or the data nothing to measure on, CorruptArtifactError for a damaged graph, OutputExistsError, and
+    GateError when the result is no valid model.
     """
     check_requirements(profile, target)
     open_artifact(graph, "graph")
     encodes = is_encoder(graph)
     plan = {"profile": profile.model_dump(mode="json"), "target": target.name if target else None}
+    if workload is not None:
+        if profile.engine != "tensorrt":
+            raise InputError(f"profile {profile.name!r} compiles nothing for a workload: leave --workload out")
+        plan["workload"] = workload.model_dump(mode="json", exclude_none=True)
     inputs = {"graph": graph} | ({"data": data} if data else {})
     with writing(out, kind="build", plan=plan, inputs=inputs, force=force) as draft:
         if profile.engine == "openvino":
             draft.result |= compile_openvino(graph, draft.path, profile, data, progress or SILENT)
         elif profile.engine == "tensorrt":
-            draft.result |= compile_fp8(graph, draft.path, profile, target, data, progress or SILENT)
+            bar = progress or SILENT
+            draft.result |= build_for_tensorrt(graph, draft.path, profile, target, data, workload, bar)
+        elif profile.engine == "cuda":
+            draft.result |= build_for_cuda(graph, draft.path, profile, data)
         elif encodes:
+            refuse_for_encoders(profile)
             precision = precision_of({STEPS: profile.weights})
             draft.result |= compile_encoder(graph, draft.path, profile, precision, data, progress or SILENT)
         else:
@@ -106,6 +121,7 @@ class _Bench:
     progress: Progress
     ranges: dict[str, Range] = field(default_factory=dict)
     rounding: Rounding | None = None
+    singular: list[str] = field(default_factory=list)
     kept: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path, plan: dict[str, Weights]) -> Model:
@@ -133,15 +149,16 @@ class _Bench:
 
 
 def _compile(graph: Path, folder: Path, profile: Profile, data: Path | None, progress: Progress) -> dict[str, Any]:
-    reference = Reference(graph, data)
-
     def compile_form(reference: Reference, folder: Path, profile: Profile, settle: Settle) -> dict[str, Any]:
         return _compile_form(reference, folder, profile, progress, settle)
 
     forms = phases_of(profile, read_runtime(graph).tasks)
-    if len(forms) == 1:
-        return compile_form(reference, folder, of_one_form(profile, *forms.values()), settle)
-    return compile_phases(reference, folder, profile, forms, compile_form)
+    with prepared(Reference(graph, data, profile.rounding), profile) as (reference, done):
+        if len(forms) == 1:
+            result = compile_form(reference, folder, of_one_form(profile, *forms.values()), settle)
+        else:
+            result = compile_phases(reference, folder, profile, forms, compile_form)
+    return result | {"prepared": done}
 
 
 def _with_standard(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +189,7 @@ def _compile_form(
     ranges = reference.ranges if static else {}
     bench = _Bench(reference.graph, profile, reference.comparison, plan, progress, ranges)
     reference.release()  # what follows opens graphs of the same size
-    calibrated = static or _round(bench, source, reference)
+    calibrated = _round(bench, source, reference) or static
     _settle_tables(bench)
     model = bench.write(folder, bench.plan)
     quality = bench.comparison.quality(model)
@@ -187,6 +204,7 @@ def _compile_form(
         "gates": gates,
         "quality": quality.recorded() | {"sequences": reference.origin},
         "calibration": reference.calibrated_on if calibrated else None,
+        "singular": bench.singular,
         "parity": parity,
         "speed": speed,
         "parts": {name: describe(form) for name, form in bench.plan.items() if form.scheme != "fp32"},
@@ -203,6 +221,7 @@ def _as_it_is(profile: Profile, model: Model) -> dict[str, Any]:
         "gates": judge(quality, profile.gate) | {"parity": gate},
         "quality": quality.recorded() | {"sequences": "none: the graph is unchanged"},
         "calibration": None,
+        "singular": [],
         "parity": parity,
         "speed": None,
         "parts": {},
@@ -211,20 +230,31 @@ def _as_it_is(profile: Profile, model: Model) -> dict[str, Any]:
 
 
 def _round(bench: _Bench, source: ir.Model, reference: Reference) -> bool:
-    """Round the layers of 4 bits by what they read (gptq.py), which all trials then share; False: there are none.
+    """Round layers by what they read (rounding.py), which all trials then share; False: all are rounded alone.
 
     Graphs of other interfaces cannot be run for it: their layers are rounded for themselves.
     """
-    layers = [name for name, form in bench.plan.items() if form.bits == 4 and name != EMBEDDING]
+    forms = {name: form for name, form in bench.plan.items() if name != EMBEDDING}
+    layers = [name for name, form in forms.items() if method_for(bench.profile.rounding, form.bits) != "nearest"]
     if not layers or read_runtime(reference.graph).interface != "shared":
         return False
     bench.rounding, nodes = reference.rounding, parts(source)
-    bench.progress.start("4-bit weights", len(layers), "layers")
+    tokens = sum(map(len, reference.calibration_text))
+    bench.singular = [name for name in layers if _inputs(nodes[name]) > tokens]
+    bench.progress.start("rounding of weights", len(layers), "layers")
     for name in layers:
-        rounded(nodes[name], bench.plan[name], bench.rounding)
+        if forms[name].scheme == "weight-only":  # those of W8A8 are when their halves are known
+            rounded(nodes[name], forms[name], bench.rounding)
         bench.progress.advance()
     bench.progress.finish()
     return True
+
+
+def _inputs(node: ir.Node) -> int:
+    """How many numbers a linear layer reads per token."""
+    weight = node.inputs[1]
+    assert weight is not None
+    return len(weight_array(weight))
 
 
 def _settle_tables(bench: _Bench) -> None:

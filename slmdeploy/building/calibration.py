@@ -2,8 +2,8 @@
 
 Runs the fp32 graph with the inputs of its linear layers as its outputs. Ranges: values are counted by float16 number,
 so that memory does not grow with the text. A range that covers the largest value makes the steps of all others coarse:
-of ranges shrunk from the whole one by and by, the one of least squared error is taken. Works for decoders of the
-`shared` and `standard` interfaces; knows nothing of profiles or of what is done with its figures.
+of ranges shrunk from the whole one by and by, the one of least squared error is taken. Works for decoders that
+ONNX Runtime runs; knows nothing of profiles or of what is done with its figures.
 """
 
 import tempfile
@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from slmdeploy.building.onnxruntime import MODEL, read_model, write_models
 from slmdeploy.building.quantize import EMBEDDING, parts
+from slmdeploy.building.smooth import Inputs
 from slmdeploy.building.static_w8a8 import Range
 from slmdeploy.runtime.bundle import RuntimeConfig, read_runtime
 from slmdeploy.runtime.session import kv_names, open_session
@@ -26,6 +27,7 @@ Floats = npt.NDArray[np.float32]
 Sequences = Sequence[Sequence[int]]
 _LARGEST = np.float32(np.finfo(np.float16).max)
 _SHRINKS = np.geomspace(1, 0.02, 48)
+_SAMPLED_ROWS = 128
 _MOMENT_BYTES = 2 << 30
 """Second moments that are held at once: a wide model runs the text several times instead."""
 
@@ -38,16 +40,31 @@ def calibrate(graph: Path, sequences: Sequences) -> dict[str, Range]:
     return {name: best_range(found) for name, found in count(graph, sequences).items()}
 
 
-def count(graph: Path, sequences: Sequences) -> dict[str, Counts]:
+def count(graph: Path, sequences: Sequences, besides: Sequence[str] = ()) -> dict[str, Counts]:
     """How often each float16 number, by its bits, stands in each value that linear layers read: int64 [65536] by name.
 
-    A magnitude beyond float16's counts as its largest.
+    A magnitude beyond float16's counts as its largest. ``besides``: names of further values to count.
     """
-    counts = {name: np.zeros(1 << 16, np.int64) for name in _widths(graph)}
+    counts = {name: np.zeros(1 << 16, np.int64) for name in (*_widths(graph), *besides)}
     for name, rows in _fed(graph, sequences, list(counts)):
         halves = np.clip(rows, -_LARGEST, _LARGEST).astype(np.float16)
         counts[name] += np.bincount(halves.view(np.uint16).ravel(), minlength=1 << 16)
     return counts
+
+
+def inputs_of(graph: Path, sequences: Sequences) -> dict[str, Inputs]:
+    """The largest magnitude of each channel of each value that linear layers read, and about 128 rows of it, by name.
+
+    The rows are spread evenly over each sequence, its first one included: that is where outliers tend to be.
+    """
+    widths = _widths(graph)
+    largest = {name: np.zeros(width, np.float32) for name, width in widths.items()}
+    rows: dict[str, list[Floats]] = {name: [] for name in widths}
+    each = -(-_SAMPLED_ROWS // len(sequences))
+    for name, found in _fed(graph, sequences, list(widths)):
+        np.maximum(largest[name], np.abs(found).max(axis=0), out=largest[name])
+        rows[name].append(found[np.unique(np.linspace(0, len(found) - 1, each).astype(int))])
+    return {name: Inputs(largest[name], np.concatenate(rows[name])) for name in widths}
 
 
 class Moments:
@@ -111,7 +128,7 @@ def _fed(graph: Path, sequences: Sequences, names: list[str]) -> Iterator[tuple[
 
 def _feeds(runtime: RuntimeConfig, sequence: Sequence[int]) -> dict[str, npt.NDArray[np.generic]]:
     length = len(sequence)
-    held = length if runtime.interface == "shared" else 0  # room for the present, or a past without a token
+    held = 0 if runtime.interface == "standard" else length  # room for the present, or a past without a token
     heads = (heads for heads in runtime.kv_heads for _ in range(2))
     past = {
         name: np.zeros((1, groups, held, runtime.head_dim), np.float32)
@@ -121,6 +138,7 @@ def _feeds(runtime: RuntimeConfig, sequence: Sequence[int]) -> dict[str, npt.NDA
         "input_ids": np.array([sequence], np.int64),
         "attention_mask": np.ones((1, length), np.int64),
         "position_ids": np.arange(length)[None],
+        "cache_lengths": np.zeros(1, np.int64),
         "logits_positions": np.arange(length),
         **past,
     }

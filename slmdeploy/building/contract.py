@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from slmdeploy.errors import GateError
 
@@ -49,7 +50,7 @@ def require_valid(model: ir.Model) -> None:
 
 def breaches(model: ir.Model) -> list[Breach]:
     """Every breach of every rule, in the order of the rules and of the graph. ``model`` is not changed."""
-    typed = ir.passes.common.ShapeInferencePass()(model.clone()).model
+    typed = ShapeInferencePass()(model.clone()).model
     found = [Breach("opset", "the model", text) for text in _opset(typed)]
     nodes = list(typed.graph.all_nodes())
     for rule, check in _RULES.items():
@@ -194,7 +195,7 @@ def _softmax(node: ir.Node) -> Iterator[str]:
     scale = _array(node.inputs[1])
     if scale is not None and not np.allclose(scale.astype(np.float32), SOFTMAX_SCALE, rtol=1e-3):
         yield "the scale of a softmax is not 1/448: use that, the softmax being at most 1"
-    product = _product_above(softmax.inputs[0])
+    product = product_above(softmax.inputs[0])
     if product is None or not all(_source(value, DQ) for value in product.inputs[:2]):
         yield "a softmax is quantised and queries and keys are not: quantise all, the values too, or none"
 
@@ -218,12 +219,12 @@ RULES = ("opset", *_RULES)
 """The names of all rules, in the order in which they are checked."""
 
 
-def _product_above(value: ir.Value | None) -> ir.Node | None:
+def product_above(value: ir.Value | None) -> ir.Node | None:
     """The product that a value is a scaled and masked result of."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type in _PRODUCTS:
         return node
-    found = (_product_above(x) for x in node.inputs) if node.op_type in _ELEMENTWISE else ()
+    found = (product_above(x) for x in node.inputs) if node.op_type in _ELEMENTWISE else ()
     return next((product for product in found if product is not None), None)
 
 

@@ -27,9 +27,11 @@ from slmdeploy.building.encoder_gate import (
     speed_gate,
 )
 from slmdeploy.building.encoder_parts import plan_for, quantize
+from slmdeploy.building.encoder_ranges import ranges_of
 from slmdeploy.building.gate import finite
 from slmdeploy.building.onnxruntime import MODEL, copy_companions, read_model, write_models, write_runtime
 from slmdeploy.building.quantize import describe, higher
+from slmdeploy.building.static_w8a8 import Range
 from slmdeploy.errors import CorruptArtifactError, GateError
 from slmdeploy.progress import Progress
 from slmdeploy.runtime.encoder_config import EncoderConfig, read_encoder
@@ -53,10 +55,15 @@ def compile_encoder(
     config = read_encoder(graph)
     reference = Encoder(graph, config, profile.session.threads)
     rows, origin = rows_for(graph, config, data)
-    comparison = EncoderComparison(reference, rows, output_of(config))
+    static = profile.weights.scheme == "w8a8-static"
+    # What ranges come from says nothing of how good they are elsewhere.
+    seen, judged = (rows[::2], rows[1::2] or rows) if static else ([], rows)
+    comparison = EncoderComparison(reference, judged, output_of(config))
     fused = _measured_fusion(graph, reference, config)
     plan = plan_for(profile, read_model(graph))
     bench = _Bench(graph, profile, precision, comparison, progress, plan, fused=fused["used"])
+    if static:
+        bench.ranges = ranges_of(bench.model(), config, seen)
     encoder = bench.write(folder, bench.plan)
     quality = comparison.quality(encoder)
     if not _passes(quality, profile):
@@ -89,14 +96,20 @@ class _Bench:
     progress: Progress
     plan: dict[str, Weights]
     fused: bool
+    ranges: dict[str, Range] = field(default_factory=dict)
     kept: list[dict[str, Any]] = field(default_factory=list)
 
-    def write(self, folder: Path, plan: dict[str, Weights]) -> Encoder:
-        """The graph under ``plan`` in ``folder``, opened."""
+    def model(self) -> ir.Model:
+        """The graph in float32, fused where that is used."""
         model = read_model(self.graph)
         if self.fused:
             fuse(model)
-        quantize(model, plan)
+        return model
+
+    def write(self, folder: Path, plan: dict[str, Weights]) -> Encoder:
+        """The graph under ``plan`` in ``folder``, opened."""
+        model = self.model()
+        quantize(model, plan, self.ranges)
         write_encoder_folder(model, self.graph, folder, profile=self.profile, precision=self.precision)
         return open_encoder_build(folder, self.profile)
 

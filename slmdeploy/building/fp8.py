@@ -94,6 +94,22 @@ def _onto_largest(magnitude: Floats | np.float32) -> Floats:
     return np.asarray(np.where(np.asarray(magnitude) == 0, np.float32(1), scale), np.float32)
 
 
+def half_scale(scale: Floats | np.float32) -> Floats:
+    """The scale that float16 has for it: of a layer whose other numbers are float16, the scales are too.
+
+    Nothing below float16's smallest normal number: FP8 loses nothing by a larger scale until its own smallest numbers.
+    """
+    tiny, most = (np.float32(limit) for limit in (np.finfo(np.float16).tiny, np.finfo(np.float16).max))
+    return np.clip(scale, tiny, most).astype(np.float16).astype(np.float32)
+
+
+def fp8_product(rows: Floats, weight: Floats) -> Floats:
+    """What FP8 makes of rows [n, K] times a weight [K, N], by the plainest scales: one for the rows, one per column."""
+    step, columns = _onto_largest(np.abs(rows).max()), weight_scale(weight, Fp8())
+    product = decode(encode(rows, step), step) @ decode(encode(weight, columns), columns)
+    return np.asarray(product, np.float32)
+
+
 def too_narrow(weight: ir.Value) -> bool:
     """Whether a weight [K, N] has a side that FP8 products do not take."""
     assert weight.shape is not None
@@ -101,12 +117,18 @@ def too_narrow(weight: ir.Value) -> bool:
 
 
 def quantize_linears(
-    graph: ir.Graph, layers: Mapping[str, ir.Node], scales: Mapping[str, np.float32], form: Fp8
+    graph: ir.Graph,
+    layers: Mapping[str, ir.Node],
+    scales: Mapping[str, np.float32],
+    form: Fp8,
+    settled: Callable[[Floats | np.float32], Floats] | None = None,
 ) -> None:
     """Change ``graph`` in place: each of these MatMul nodes, x [..., K] times a constant [K, N], reads FP8 on both.
 
     ``scales`` are those of the values that the layers read, by the value's name; layers that read one value share it.
+    ``settled`` makes of each scale one that the graph can hold.
     """
+    settled = settled or np.asarray
     read: dict[ir.Value, ir.Value] = {}
     for node in layers.values():
         source, weight = node.inputs[:2]
@@ -114,13 +136,13 @@ def quantize_linears(
         assert source.name
         assert weight is not None
         if source not in read:
-            read[source] = _activation(node, source, scales[source.name])
+            read[source] = _activation(node, source, settled(scales[source.name]))
         node.replace_input_with(0, read[source])
-        node.replace_input_with(1, _weight(node, weight_array(weight), form))
+        node.replace_input_with(1, _weight(node, weight_array(weight), form, settled))
     remove_unused_initializers(graph)
 
 
-def _activation(node: ir.Node, source: ir.Value, scale: np.float32) -> ir.Value:
+def _activation(node: ir.Node, source: ir.Value, scale: Floats) -> ir.Value:
     new = Replacement(node)
     step = new.constant(f"{source.name}.fp8_scale", np.float32(scale), shared=True)
     zero = new.constant("fp8.zero", np.zeros((), E4M3), shared=True)
@@ -128,8 +150,8 @@ def _activation(node: ir.Node, source: ir.Value, scale: np.float32) -> ir.Value:
     return new.add("DequantizeLinear", codes, step, name="input")
 
 
-def _weight(node: ir.Node, weight: Floats, form: Fp8) -> ir.Value:
-    new, scale = Replacement(node), weight_scale(weight, form)
+def _weight(node: ir.Node, weight: Floats, form: Fp8, settled: Callable[[Floats | np.float32], Floats]) -> ir.Value:
+    new, scale = Replacement(node), settled(weight_scale(weight, form))
     stored = new.constant("weight_fp8", encode(weight, scale))
     step = new.constant("weight_scale", scale)
     return new.add("DequantizeLinear", stored, step, name="weight", axis=1)

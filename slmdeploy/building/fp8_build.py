@@ -1,12 +1,12 @@
-"""Building for the engine tensorrt: a portable decoder becomes an FP8 graph for its compiler, judged by its numbers.
+"""Building for the engine tensorrt: a portable decoder becomes a graph for a compiler, judged by its numbers.
 
-    count what the linear layers read -> scales -> try the head by itself -> quantise, check the contract, write ->
-    where quality fails, leave the most sensitive layers as they were exported
+    smooth -> count what the linear layers read -> scales -> try the head by itself -> quantise, make float16 of the
+    rest, check the contract, write -> where quality fails, leave the most sensitive layers unquantised -> compile
 
-Nothing is compiled: the result says under ``verification`` what was done and what was not, and has no speed. ONNX
-Runtime computes the graph on the CPU as it is written; a compiler that fuses sums in another order rounds a little
-differently. Attention, norms and the embedding keep the graph's precision. Knows the order of things; numbers are
-fp8.py's, the rules of a valid graph contract.py's and limits gate.py's.
+The result says under ``verification`` what was done and what was not, and has no speed. ONNX Runtime computes the graph
+on the CPU as it is written; a compiler that fuses sums in another order rounds a little differently. Knows the order of
+things; numbers are fp8.py's and half.py's, the rules of a valid graph contract.py's, limits gate.py's, and compiling is
+tensorrt.py's.
 """
 
 import tempfile
@@ -19,18 +19,25 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from slmdeploy.building.calibration import inputs_of
 from slmdeploy.building.contract import require_valid
-from slmdeploy.building.fp8 import activation_scale, quantize_linears, too_narrow
+from slmdeploy.building.fp8 import activation_scale, fp8_product, half_scale, quantize_linears, too_narrow
+from slmdeploy.building.fp8_attention import attention_inputs, quantize_attention
 from slmdeploy.building.gate import Quality, judge, overspent, parity_gate
+from slmdeploy.building.half import to_half
 from slmdeploy.building.onnxruntime import MODEL, copy_companions, open_build, read_model, write_models, write_runtime
 from slmdeploy.building.quantize import EMBEDDING, HEAD, parts
 from slmdeploy.building.reference import Reference
+from slmdeploy.building.smooth import smooth
+from slmdeploy.building.tensorrt import Compiled, compile_graph, missing
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress
 from slmdeploy.runtime.bundle import FOR_OTHERS, read_runtime
+from slmdeploy.runtime.cuda_device import find_gpu
 from slmdeploy.runtime.encoder_config import is_encoder
 from slmdeploy.runtime.model import Model
-from slmdeploy.specs import Profile, Target
+from slmdeploy.runtime.tensorrt_api import PRODUCTS, capability, load
+from slmdeploy.specs import Profile, Target, Workload
 
 FP8, KEPT = "fp8", "as exported"
 _LEAST_COMPUTE_CAPABILITY = (8, 9)
@@ -39,20 +46,62 @@ _LEFT_SHARE = 0.25
 _SCREENING_TOKENS = 1024
 _SELF_LIMIT = 0.15
 """How far an FP8 build may be from itself: where sums of another order fall on the other side between two codes, a
-number changes by an eighth at most (0.04 measured on the shipped teacher); a misplaced token is off by all of it."""
+number changes by an eighth at most (0.07 measured on the shipped teacher); a misplaced token is off by all of it."""
+_HALF_LIMIT = 0.02
+"""The same for float16, which rounds at the end of every operator."""
 
 
-def compile_fp8(
-    graph: Path, folder: Path, profile: Profile, target: Target | None, data: Path | None, progress: Progress
+def build_for_tensorrt(
+    graph: Path,
+    folder: Path,
+    profile: Profile,
+    target: Target | None,
+    data: Path | None,
+    workload: Workload | None,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Write the FP8 build of ``graph`` to ``folder`` and return its result.
+    """Write the build of ``graph`` for TensorRT to ``folder``, compiled where that can be done here; its result.
 
-    Raises InputError for a graph or a target that FP8 is not for, and GateError when the result breaks the contract.
+    Raises InputError for a graph or a target that the profile is not for, where its compiler could be installed and is
+    not, and where that refuses the graph; GateError when the result breaks the contract.
     """
     _check_target(profile, target)
+    uncompiled = _why_not_compiled(profile, target)
     _check_graph(graph, profile)
-    bench = _Bench(Reference(graph, data), profile, folder)
-    if not bench.layers:
+    with tempfile.TemporaryDirectory(prefix="slmdeploy-smooth-") as place:
+        reference = _smoothed(Reference(graph, data), Path(place), profile)
+        result = _build(reference, folder, profile, progress)
+    return result | _compiled(result, folder, profile, target, workload, uncompiled, progress)
+
+
+def _compiled(
+    result: dict[str, Any],
+    folder: Path,
+    profile: Profile,
+    target: Target | None,
+    workload: Workload | None,
+    uncompiled: str | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What is added to a result by compiling the graph in ``folder``, or by ``uncompiled``, why it is not."""
+    if uncompiled is not None:
+        return {"compiled": None, "verification": _verification(result, profile, uncompiled)}
+    assert profile.compiler is not None
+    progress.start(f"compile with {PRODUCTS[profile.compiler.module].title}", None, "plans")
+    compiled = compile_graph(folder, profile.compiler, _capabilities(profile, target), workload)
+    progress.finish()
+    return {"compiled": compiled.recorded(), "verification": _verification(result, profile, compiled)}
+
+
+def _build(reference: Reference, folder: Path, profile: Profile, progress: Progress) -> dict[str, Any]:
+    graph = reference.graph
+    if profile.fp8.attention and not attention_inputs(read_model(graph).graph):
+        raise InputError(
+            f"{graph} has attention as one operator, which profile {profile.name!r} cannot quantise: export it with "
+            "--opset 21, or set attention = false"
+        )
+    bench = _Bench(reference, profile, folder)
+    if profile.weights.scheme == FP8 and not bench.layers:
         raise InputError(
             f"{graph} has no linear layer whose sides are both 16 or more, so profile {profile.name!r} has nothing to "
             "quantise: use a profile whose scheme is fp32"
@@ -63,22 +112,64 @@ def compile_fp8(
     finally:
         progress.finish()
     gates = judge(quality, profile.gate)
-    parity, gates["parity"] = parity_gate(model, _SELF_LIMIT)
+    parity, gates["parity"] = parity_gate(model, _SELF_LIMIT if bench.layers else _HALF_LIMIT)
     return {
         "passed": all(gate["passed"] for gate in gates.values()),
         "gates": gates,
         "quality": quality.recorded() | {"sequences": bench.reference.origin},
-        "calibration": bench.reference.calibrated_on,
+        "calibration": bench.reference.calibrated_on if bench.layers else None,
         "parity": parity,
         "speed": None,
         "parts": dict.fromkeys(bench.layers, FP8),
         "kept": bench.kept,
-        "verification": _verification(bench),
     }
 
 
+def _smoothed(reference: Reference, place: Path, profile: Profile) -> Reference:
+    """The reference, or that of a copy in ``place`` whose linear layers read smoother values."""
+    if not profile.fp8.smooth:
+        return reference
+    graph = reference.graph
+    model = read_model(graph)
+    smooth(model, inputs_of(graph, reference.calibration_text), product=fp8_product)
+    copy_companions(graph, place)
+    write_runtime(graph, place)
+    write_models({MODEL: model}, place)
+    return reference.of(place)
+
+
+def _why_not_compiled(profile: Profile, target: Target | None) -> str | None:
+    """Why this machine leaves the graph uncompiled; None where it compiles it.
+
+    Asked before the first trial, so that what the compiler cannot do is refused before the work.
+    """
+    if profile.compiler is None:
+        return "the profile names no compiler"
+    if reason := missing(profile.compiler):
+        return reason
+    product = PRODUCTS[profile.compiler.module]
+    for name in _capabilities(profile, target):
+        capability(load(product.module), product, name)
+    if product.ahead_of_time or find_gpu():
+        return None
+    return f"{product.title} compiles for the GPU at hand, and there is none here"
+
+
+def _capabilities(profile: Profile, target: Target | None) -> tuple[str, ...]:
+    """What is compiled for, ahead of time; none for the GPU at hand."""
+    assert profile.compiler is not None
+    product = PRODUCTS[profile.compiler.module]
+    if not product.ahead_of_time:
+        return ()
+    if target is None or target.compute_capability is None:
+        raise InputError(f"profile {profile.name!r} compiles ahead of time: name what for with --target")
+    return (target.compute_capability,)
+
+
 def _check_target(profile: Profile, target: Target | None) -> None:
-    found = target.compute_capability if target else None
+    if profile.compiler and PRODUCTS[profile.compiler.module].ahead_of_time:
+        _capabilities(profile, target)
+    found = target.compute_capability if target and profile.weights.scheme == FP8 else None
     if found is not None and tuple(map(int, found.split("."))) < _LEAST_COMPUTE_CAPABILITY:
         raise InputError(
             f"profile {profile.name!r} needs compute capability 8.9 for FP8, and target {target and target.name!r} has "
@@ -88,19 +179,26 @@ def _check_target(profile: Profile, target: Target | None) -> None:
 
 def _check_graph(graph: Path, profile: Profile) -> None:
     what = "an encoder's" if is_encoder(graph) else f"of the {read_runtime(graph).interface} interface"
-    if what != "of the standard interface":
+    if what not in ("of the standard interface", "of the static interface"):
         raise InputError(
-            f"{graph} is {what}, and profile {profile.name!r} builds from decoders of the standard interface: "
-            "export it with --dialect portable --task generate, opset 21 or 23"
+            f"{graph} is {what}, and profile {profile.name!r} builds from decoders in standard operators: "
+            "export it with --dialect portable --task generate"
         )
 
 
-def _verification(bench: "_Bench") -> dict[str, str]:
-    """How far the build was proved: each rung of the ladder in docs/tensorrt.md with how, or that it was not."""
+def _verification(result: dict[str, Any], profile: Profile, compiled: Compiled | str) -> dict[str, str]:
+    """How far the build was proved: each rung of the ladder in docs/tensorrt.md with how, or that it was not.
+
+    ``compiled`` is a sentence where it was not.
+    """
+    fp8 = profile.weights.scheme == FP8
+    plan = compiled.sentence() if isinstance(compiled, Compiled) else f"no: {compiled}"
+    rung = f"compiled ({compiled.recipe.title})" if isinstance(compiled, Compiled) else "not compiled"
+    checked = ["contract checked"] if fp8 else []
     return {
-        "summary": "contract checked, executed on CPU (numerics); not compiled",
-        "contract": f"checked: {len(bench.layers)} FP8 products",
-        "compiled": "no",
+        "summary": ", ".join([*checked, rung, "executed on CPU (numerics)", "not executed on GPU"]),
+        "contract": f"checked: {len(result['parts'])} FP8 products" if fp8 else "none: the graph has no FP8",
+        "compiled": plan,
         "executed_on_cpu": f"yes, for its numbers: onnxruntime {onnxruntime.__version__}, basic optimisation",
         "executed_on_gpu": "no",
     }
@@ -116,7 +214,8 @@ class _Bench:
     kept: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        linears = _linears(read_model(self.reference.graph))
+        fp8 = self.profile.weights.scheme == FP8
+        linears = _linears(read_model(self.reference.graph)) if fp8 else {}
         narrow = [name for name, node in linears.items() if node.inputs[1] is not None and too_narrow(node.inputs[1])]
         self.layers = [name for name in linears if name not in narrow]
         for name in narrow:
@@ -125,21 +224,31 @@ class _Bench:
     @cached_property
     def scales(self) -> dict[str, np.float32]:
         """Of each value that linear layers read."""
-        rule = self.profile.fp8.activation_scale
-        return {name: activation_scale(counts, rule) for name, counts in self.reference.counts.items()}
+        rule, attention = self.profile.fp8.activation_scale, self.profile.fp8.attention
+        besides = attention_inputs(read_model(self.reference.graph).graph) if attention else ()
+        return {name: activation_scale(found, rule) for name, found in self.reference.counts(besides).items()}
 
     def write(self, folder: Path, names: list[str]) -> Model:
         """The graph with these layers in FP8 in ``folder``, checked and opened."""
-        graph = self.reference.graph
+        graph, half = self.reference.graph, self.profile.compute == "fp16"
         model = read_model(graph)
-        nodes = _linears(model)
-        quantize_linears(model.graph, {name: nodes[name] for name in names}, self.scales, self.profile.fp8)
-        require_valid(model)
+        if names:
+            nodes, settled = _linears(model), half_scale if half else None
+            layers = {name: nodes[name] for name in names}
+            quantize_linears(model.graph, layers, self.scales, self.profile.fp8, settled)
+            if self.profile.fp8.attention:
+                quantize_attention(model.graph, self.scales, settled)
+        if half:
+            to_half(model)
+        if names:
+            require_valid(model)
         copy_companions(graph, folder)
         for name in FOR_OTHERS:
             (folder / name).unlink(missing_ok=True)
         session = self.profile.session.model_dump(mode="json") | {"parallel_items": False}
-        write_runtime(graph, folder, precision=FP8, session=session, numerics_only=True)
+        precision = self.profile.weights.scheme if names else self.profile.compute
+        cache = "float16" if half else "float32"
+        write_runtime(graph, folder, precision=precision, session=session, numerics_only=True, cache=cache)
         write_models({MODEL: model}, folder)
         return open_build(folder, self.profile)
 

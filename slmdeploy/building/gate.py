@@ -145,7 +145,7 @@ def parity_gate(model: Model, limit: float = SELF_LIMIT) -> tuple[list[dict[str,
             vocab_size=runtime.vocab_size,
             max_length=runtime.max_length,
             label_ids=runtime.score.label_ids if runtime.score else None,
-            batches=runtime.interface == "shared",
+            batches=runtime.interface in ("shared", "stateful"),
             limit=limit,
         )
     )

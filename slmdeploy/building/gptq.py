@@ -1,4 +1,4 @@
-"""Rounding that knows what a layer reads: GPTQ, for weights of 4 bits in blocks.
+"""Rounding that knows what a layer reads: GPTQ, for weights in blocks.
 
 Plain rounding minimises the error of the weights; what counts is the error of the layer's outputs. Columns are rounded
 one after the other, and the error of each is taken up by those still to come, as far as the inputs of the calibration
@@ -9,14 +9,12 @@ moments of the inputs come from is calibration.py's business.
 """
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
-from slmdeploy.building.blockwise import Blocks, Bytes, Floats, join, pack, plain_scales, quantize_rows, round_codes
-from slmdeploy.specs import Weights
+from slmdeploy.building.blockwise import Blocks, Bytes, Floats, join, pack, plain_scales, round_codes
 
 _DAMPING = (0.01, 0.1, 1.0)
 """Shares of the mean moment that are added to all of them, the next where the smaller one leaves no inverse."""
@@ -24,29 +22,6 @@ _STRIPE_ROWS = 1024
 _DIRECT = 64
 _TOGETHER = 16
 """Columns whose errors reach those behind them in one product."""
-
-
-class Rounding:
-    """Rounds the linear layers of one graph, each layer and form once: trials of a build ask again and again.
-
-    ``moments`` gives the second moments of what a layer reads, float32 [K, K], by the name of that value.
-    """
-
-    def __init__(self, moments: Callable[[str], Floats]) -> None:
-        self._moments = moments
-        self._done: dict[tuple[str, Weights], Blocks] = {}
-
-    def __call__(self, layer: str, reads: str, weight: Floats, form: Weights) -> Blocks:
-        """The blocks of ``weight`` [K, N] of the layer of this name, which reads the value ``reads``."""
-        if (layer, form) not in self._done:
-            rows = np.ascontiguousarray(weight.T)
-            bits, size, symmetric = form.bits, form.block_size, form.symmetric
-            if bits == 4:
-                found = compensated_rows(rows, self._moments(reads), bits=bits, block_size=size, symmetric=symmetric)
-            else:
-                found = quantize_rows(rows, bits=bits, block_size=size, symmetric=symmetric)
-            self._done[layer, form] = found
-        return self._done[layer, form]
 
 
 def compensated_rows(matrix: Floats, moments: Floats, *, bits: int, block_size: int, symmetric: bool) -> Blocks:
@@ -61,24 +36,28 @@ def _spread(moments: Floats) -> Floats:
     """Upper triangular U [K, K]: row j over its diagonal says what the error of column j asks of those behind it.
 
     Uᵀ U is the inverse of the damped moments: they are M Mᵀ, M upper triangular and found by Cholesky from behind, and
-    U is the inverse of M. Inputs that were never other than zero ask for nothing.
+    U is the inverse of M. Inputs that were never other than zero ask for nothing. The damping keeps the condition of M
+    below sqrt(100 K), so that float32 does for its inverse where it does not for the factor.
     """
+    for share in _DAMPING:
+        try:
+            factor = np.linalg.cholesky(damped(moments, share)[::-1, ::-1])[::-1, ::-1]
+        except np.linalg.LinAlgError:
+            continue
+        return _inverse(factor.astype(np.float32))
+    return np.eye(len(moments), dtype=np.float32)
+
+
+def damped(moments: Floats, share: float = _DAMPING[0]) -> npt.NDArray[np.float64]:
+    """``moments`` [K, K] with this share of their mean added to the diagonal, whose zeros count as the mean."""
     wide = moments.astype(np.float64)
     diagonal = np.diag_indices(len(wide))
     mean = float(wide[diagonal].mean()) or 1.0
-    wide[diagonal] = np.where(wide[diagonal] == 0, mean, wide[diagonal])
-    for damping in _DAMPING:
-        damped = wide.copy()
-        damped[diagonal] += damping * mean
-        try:
-            factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-        except np.linalg.LinAlgError:
-            continue
-        return _inverse(np.ascontiguousarray(factor)).astype(np.float32)
-    return np.eye(len(wide), dtype=np.float32)
+    wide[diagonal] = np.where(wide[diagonal] == 0, mean, wide[diagonal]) + share * mean
+    return wide
 
 
-def _inverse(upper: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _inverse(upper: Floats) -> Floats:
     """The inverse of an upper triangular matrix by halves, so that nearly all of it is products of matrices."""
     size = len(upper)
     if size <= _DIRECT:

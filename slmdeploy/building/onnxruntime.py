@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from slmdeploy.building.scoring_graph import packed_variant, read_label_rows
@@ -137,11 +138,13 @@ def write_folder(
     session: SessionOptions,
     prefill: ir.Model | None = None,
     scoring: ir.Model | None = None,
+    label_rows: npt.NDArray[np.float32] | None = None,
 ) -> None:
     """Write ``model``, made from the graph folder ``graph``, into ``folder`` with all that goes along with it.
 
     The standard graph, if ``graph`` has one, is derived from ``model``; the scoring graph, if it has one, from
-    ``scoring``, or from ``model`` itself where that is None. ``prefill`` becomes the graph of prompts.
+    ``scoring``, or from ``model`` itself where that is None. ``prefill`` becomes the graph of prompts. ``label_rows``
+    [hidden, labels] is the head of the scoring graph where it is another than that of ``graph``.
     """
     copy_companions(graph, folder)
     write_runtime(
@@ -157,7 +160,8 @@ def write_folder(
     if (graph / STANDARD).is_file():
         models[STANDARD] = standard_variant(model)
     if (graph / SCORE).is_file():
-        models[SCORE] = packed_variant(scoring or model, read_label_rows(graph / SCORE))
+        rows = read_label_rows(graph / SCORE) if label_rows is None else label_rows
+        models[SCORE] = packed_variant(scoring or model, rows)
     write_models(models, folder)
 
 

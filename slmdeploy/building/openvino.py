@@ -18,6 +18,7 @@ import numpy as np
 from slmdeploy.building import encoder_gate
 from slmdeploy.building.gate import judge, parity_gate, speed_gate
 from slmdeploy.building.onnxruntime import MODEL, copy_companions, write_runtime
+from slmdeploy.building.openvino_encoder import unpack
 from slmdeploy.building.openvino_graph import read_graph, stateful_decoder
 from slmdeploy.building.openvino_quantize import compress_weights, parts, quantize
 from slmdeploy.building.phases import precision_of
@@ -117,7 +118,7 @@ def _compile_encoder(
 
 
 def _quantised_encoder(graph: Path, form: Weights, feeds: list[dict[str, np.ndarray[Any, np.dtype[np.int64]]]]) -> Any:
-    model = read_graph(graph / MODEL)
+    model = unpack(read_graph(graph / MODEL))
     if form.scheme == "w8a8":
         return quantize(model, feeds)
     return compress_weights(model, form) if form.scheme == "weight-only" else model

@@ -1,9 +1,10 @@
 """From a decoder's ONNX graph of dialect `ort` to a stateful OpenVINO model, in the shapes that its CPU plugin fuses.
 
 OpenVINO reads the graph as it is. Each GroupQueryAttention becomes rotary embedding, a state for keys and one for
-values, and ScaledDotProductAttention: with keys and values as inputs and outputs every step would copy the whole cache,
-and left alone the operator is decomposed into such copies. Inputs and output as before, less the caches, plus
-`beam_idx` int32 [batch]: the row of the states that each row continues. Knows nothing of quantisation.
+values, and ScaledDotProductAttention: the form in which OpenVINO's own tools exchange decoders, and from which its
+transformation makes paged attention when a build is opened (runtime/openvino_pages.py), which no file can hold. Inputs
+and output as before, less the caches, plus `position_ids` int64 [batch, sequence] and `beam_idx` int32 [batch]: the row
+of the states that each row continues. Knows nothing of quantisation.
 """
 
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from slmdeploy.errors import InputError
+from slmdeploy.runtime.openvino_session import WINDOW
 
-ATTENTION, ROTARY = "GroupQueryAttention", "rotary"
-"""The operator that is replaced, and what the names of lookups in rotary tables begin with."""
+ATTENTION, ROTARY, COUNTED = "GroupQueryAttention", "rotary", "positions"
+"""The operator that is replaced, what the names of lookups in rotary tables begin with, and what makes positions."""
 
 
 def read_graph(path: Path) -> Any:
@@ -40,19 +42,30 @@ def stateful_decoder(path: Path) -> Any:
 
     model = read_graph(path)
     beams = op.parameter([-1], np.int32, name="beam_idx")
-    beams.output(0).get_tensor().set_names({"beam_idx"})
-    rewrite = _Attention(model, beams)
+    positions = op.parameter([-1, -1], np.int64, name="position_ids")
+    for parameter in (beams, positions):
+        parameter.output(0).get_tensor().set_names({parameter.get_friendly_name()})
+    rewrite = _Attention(model, beams, positions)
     nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == ATTENTION]
     if not nodes:
         raise InputError(f"{path} has no {ATTENTION}: the engine openvino builds from graphs of --dialect ort")
     for node in nodes:
         rewrite.replace(node)
-    model.add_parameters([beams])
+    _take_positions(model, positions)
+    model.add_parameters([positions, beams])
     pasts = [value.get_any_name() for value in model.inputs if value.get_any_name().startswith("past_key_values.")]
     apply_make_stateful_transformation(model, {name: name.replace("past_key_values", "present") for name in pasts})
     _start_empty(model)
     # Nodes that were cut off may live on as readers of nodes of the model, which nncf refuses; a copy has none.
     return model.clone()
+
+
+def _take_positions(model: Any, positions: Any) -> None:
+    """Look tables of learned positions up by the input in place of what the graph counts from the mask."""
+    for node in model.get_ordered_ops():
+        if node.get_friendly_name() == COUNTED:
+            for target in list(node.output(0).get_target_inputs()):
+                target.replace_source_output(positions.output(0))
 
 
 def _start_empty(model: Any) -> None:
@@ -81,10 +94,11 @@ def _integer(value: int) -> Any:
 
 @dataclass
 class _Attention:
-    """What all layers share: the row of each new token, the keys that it may see, and the rotary tables."""
+    """What all layers share: the place of each new token, the keys that it may see, and the rotary tables."""
 
     model: Any
     beams: Any
+    positions: Any
     tables: dict[tuple[str, str], tuple[Any, Any]] = field(default_factory=dict)
     biases: dict[int, Any] = field(default_factory=dict)
 
@@ -115,6 +129,7 @@ class _Attention:
         scale = op.constant(np.float32(found["scale"] or dim**-0.5))
         bias = self._bias(found["local_window_size"])
         mixed = op.scaled_dot_product_attention(query, *shared, bias, scale)
+        mixed.set_friendly_name(f"{node.get_friendly_name()}{WINDOW}{max(0, found['local_window_size'])}")
         output = op.reshape(op.transpose(mixed, _integers(0, 2, 1, 3)), _integers(0, 0, heads * dim), True)
         for index, new in enumerate((output, keys, values)):
             old = node.output(index)
@@ -137,17 +152,17 @@ class _Attention:
         return op.concat([result, *rest], -1) if rest else result
 
     def _tables(self, node: Any) -> tuple[Any, Any]:
-        """Cosines and sines of the new tokens, each twice in a row, [1, 1, sequence, 2 x half a head's width]."""
+        """Cosines and sines of the new tokens, each twice in a row, [batch, 1, sequence, 2 x half a head's width]."""
         from openvino import opset13 as op
 
         sources = [node.input_value(i).get_node() for i in (7, 8)]
         key = sources[0].get_friendly_name(), sources[1].get_friendly_name()
         if key not in self.tables:
             full: list[npt.NDArray[np.float32]] = [np.tile(source.get_data(), (1, 2)) for source in sources]
-            rows = [op.gather(op.constant(table), self.rows, _integer(0)) for table in full]
+            rows = [op.gather(op.constant(table), self.positions, _integer(0)) for table in full]
             for part in rows:
                 part.set_friendly_name(f"{ROTARY}.{part.get_friendly_name()}")
-            cos, sin = (op.unsqueeze(part, _integers(0, 1)) for part in rows)
+            cos, sin = (op.unsqueeze(part, _integers(1)) for part in rows)
             self.tables[key] = cos, sin
         return self.tables[key]
 

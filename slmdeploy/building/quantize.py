@@ -5,7 +5,8 @@ each part its form by name. The forms themselves are in w8a8.py and blockwise.py
 decided in gate.py and build.py, which come back here with another plan. Attention, norms and the rest stay fp32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from slmdeploy.building.blockwise import Blocks, Floats, put_blocks, quantize_rows, replace_gather
 from slmdeploy.building.rewriting import remove_unused_initializers, weight_array
 from slmdeploy.building.static_w8a8 import Range, StaticQuantizer
-from slmdeploy.building.w8a8 import TokenQuantizer, cut_in_two
+from slmdeploy.building.w8a8 import Columns, TokenQuantizer, cut_in_two, quantize_columns
 from slmdeploy.errors import InputError
 from slmdeploy.specs import Profile, Storage, Weights
 
@@ -22,8 +23,32 @@ HEAD = "lm_head"
 FP32 = Weights(scheme="fp32")
 Plan = Mapping[str, Weights]
 """The form of each part by name. A part that is not in it stays as it is."""
-Rounds = Callable[[str, str, Floats, Weights], Blocks]
-"""Makes the blocks of a linear layer: of its name, that of the value it reads, its weight [K, N] and its form."""
+
+
+class Rounds(Protocol):
+    """Rounds the weight [K, N] of a linear layer, given its name and that of the value it reads."""
+
+    def __call__(self, layer: str, reads: str, weight: Floats, form: Weights) -> Blocks:
+        """In blocks, as ``form`` says."""
+
+    def columns(self, layer: str, reads: str, weight: Floats) -> Columns:
+        """In 8 bits with one scale for each column."""
+
+
+class RoundAlone:
+    """What is nearest to the weight, whatever it is multiplied with."""
+
+    def __call__(self, layer: str, reads: str, weight: Floats, form: Weights) -> Blocks:
+        """In blocks, as ``form`` says."""
+        rows = np.ascontiguousarray(weight.T)
+        return quantize_rows(rows, bits=form.bits, block_size=form.block_size, symmetric=form.symmetric)
+
+    def columns(self, layer: str, reads: str, weight: Floats) -> Columns:
+        """In 8 bits with one scale for each column."""
+        return quantize_columns(weight)
+
+
+round_alone = RoundAlone()
 
 
 def describe(form: Weights) -> str:
@@ -90,8 +115,8 @@ def quantize(
 ) -> None:
     """Change ``model`` in place: each part named in ``plan`` takes its form, and weights no longer read are removed.
 
-    ``ranges`` are those of the values that static parts read, by the value's name; ``rounding`` makes the blocks of
-    weight-only layers, which without it are rounded for themselves.
+    ``ranges`` are those of the values that static parts read, by the value's name; ``rounding`` rounds the weights of
+    linear layers, which without it are rounded for themselves.
     """
     forms = {
         half: form
@@ -112,21 +137,19 @@ def _replace(node: ir.Node, form: Weights, tokens: TokenQuantizer, static: Stati
         shape = {"bits": form.bits, "block_size": form.block_size}
         replace_gather(node, weight_array(table), **shape, symmetric=form.symmetric)
         return
-    weight = node.inputs[1]
+    source, weight = node.inputs[:2]
+    assert node.name
+    assert source is not None
+    assert source.name
     assert weight is not None
+    array = weight_array(weight)
     if form.scheme == "w8a8":
-        tokens.replace(node, weight_array(weight))
+        tokens.replace(node, array, rounding.columns(node.name, source.name, array))
     elif form.scheme == "w8a8-static":
-        static.replace(node, weight_array(weight))
+        static.replace(node, array, rounding.columns(node.name, source.name, array))
     else:
-        width = int(weight_array(weight).shape[0])
-        put_blocks(node, rounded(node, form, rounding), width=width, bits=form.bits, block_size=form.block_size)
-
-
-def round_alone(layer: str, reads: str, weight: Floats, form: Weights) -> Blocks:
-    """The blocks of ``weight`` [K, N] that are nearest to it, whatever it is multiplied with."""
-    rows = np.ascontiguousarray(weight.T)
-    return quantize_rows(rows, bits=form.bits, block_size=form.block_size, symmetric=form.symmetric)
+        found = rounding(node.name, source.name, array, form)
+        put_blocks(node, found, width=len(array), bits=form.bits, block_size=form.block_size)
 
 
 def rounded(node: ir.Node, form: Weights, rounding: Rounds) -> Blocks:

@@ -4,23 +4,37 @@ One build may judge several forms and folders; all ask the same object, so the r
 not at all where nothing is quantised. Knows nothing of gates.
 """
 
+from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 
 from slmdeploy.building.calibration import Counts, Moments, calibrate, count
 from slmdeploy.building.gate import Comparison
-from slmdeploy.building.gptq import Rounding
 from slmdeploy.building.onnxruntime import open_folder
+from slmdeploy.building.rounding import Rounding
 from slmdeploy.building.static_w8a8 import Range
 from slmdeploy.building.texts import calibration_for, sequences_for
 from slmdeploy.runtime.model import Model
+from slmdeploy.specs import RoundingMethod
 
 
 class Reference:
     """The fp32 graph in ``graph``, and text from ``data``'s validation split or, without it, of the graph's own."""
 
-    def __init__(self, graph: Path, data: Path | None) -> None:
-        self.graph, self._data = graph, data
+    def __init__(self, graph: Path, data: Path | None, rounding: RoundingMethod | None = None) -> None:
+        self.graph, self._data, self._method = graph, data, rounding
+
+    def of(self, graph: Path) -> "Reference":
+        """The same text and predictions for builds of another graph, which computes what this one does."""
+        shared = {"comparison": self.comparison, "_calibration": self._calibration, "_sequences": self._sequences}
+        self.release()
+        other = copy(self)
+        other.graph = graph
+        for name in ("ranges", "counts", "rounding"):
+            vars(other).pop(name, None)
+        vars(other).update(shared)
+        return other
 
     @cached_property
     def model(self) -> Model:
@@ -45,17 +59,21 @@ class Reference:
         """Ranges of what linear layers read on the text to calibrate on."""
         return calibrate(self.graph, self._calibration[0])
 
-    @cached_property
-    def counts(self) -> dict[str, Counts]:
-        """Numbers in what linear layers read on the text to calibrate on, counted."""
-        return count(self.graph, self._calibration[0])
+    def counts(self, besides: Sequence[str] = ()) -> dict[str, Counts]:
+        """Numbers in what linear layers read, and in values ``besides``, on the text to calibrate on, counted."""
+        return count(self.graph, self._calibration[0], besides)
 
     @cached_property
     def rounding(self) -> Rounding:
         """Rounds linear layers by what they read on the text to calibrate on."""
         sequences = self._calibration[0]
         self.release()  # the moments come from a session of their own
-        return Rounding(Moments(self.graph, sequences))
+        return Rounding(Moments(self.graph, sequences), self._method)
+
+    @property
+    def calibration_text(self) -> list[list[int]]:
+        """The text to calibrate on, token ids."""
+        return self._calibration[0]
 
     @cached_property
     def _calibration(self) -> tuple[list[list[int]], str]:

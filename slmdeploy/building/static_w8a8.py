@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from slmdeploy.building.rewriting import MICROSOFT, Replacement
-from slmdeploy.building.w8a8 import quantize_columns
+from slmdeploy.building.w8a8 import Columns, quantize_columns
 
 _LEVELS = 255
 
@@ -46,8 +46,11 @@ class StaticQuantizer:
         self._ranges = ranges
         self._rows: dict[ir.Value, ir.Value] = {}
 
-    def replace(self, node: ir.Node, weight: npt.NDArray[np.float32]) -> None:
-        """Put the static form of ``node`` (x [..., K] times ``weight`` [K, N]) in its place."""
+    def replace(self, node: ir.Node, weight: npt.NDArray[np.float32], columns: Columns | None = None) -> None:
+        """Put the static form of ``node`` (x [..., K] times ``weight`` [K, N]) in its place.
+
+        ``columns`` is the weight as it was rounded; without it, it is rounded to the nearest.
+        """
         source = node.inputs[0]
         assert source is not None
         assert source.name
@@ -56,7 +59,7 @@ class StaticQuantizer:
         zero_point = new.constant(f"{source.name}.zero_point", np.uint8(found.zero_point), shared=True)
         if source not in self._rows:
             self._rows[source] = new.add("QuantizeLinear", source, step, zero_point)
-        values, scales = quantize_columns(weight)
+        values, scales = columns or quantize_columns(weight)
         new.finish(
             new.add(
                 "MatMulIntegerToFloat",

@@ -24,9 +24,11 @@ _HUGE = np.float32(1e38)
 _CHOSEN_ROWS = "logits_positions"
 """The input of a generating graph that names the rows to compute logits for: there may be none."""
 Floats = npt.NDArray[np.float32]
+Columns = tuple[npt.NDArray[np.int8], Floats]
+"""A weight [K, N] as values and one scale for each column."""
 
 
-def quantize_columns(weight: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+def quantize_columns(weight: Floats) -> Columns:
     """Symmetric 8-bit weights [K, N] in -127..127 and scales [N], so that ``values * scales`` is near ``weight``."""
     largest = np.abs(weight).max(axis=0)
     scales = np.where(largest > 0, largest / _LEVELS, 1.0).astype(np.float32)
@@ -76,15 +78,18 @@ class TokenQuantizer:
         """Results of this object: what each is the product of, rows and their steps."""
         self._perhaps_empty = _behind_chosen_rows(graph)
 
-    def replace(self, node: ir.Node, weight: Floats) -> None:
-        """Put the W8A8 form of ``node`` (x [..., K] times ``weight`` [K, N]) in its place."""
+    def replace(self, node: ir.Node, weight: Floats, columns: Columns | None = None) -> None:
+        """Put the W8A8 form of ``node`` (x [..., K] times ``weight`` [K, N]) in its place.
+
+        ``columns`` is the weight as it was rounded; without it, it is rounded to the nearest.
+        """
         source, result = node.inputs[0], node.outputs[0]
         assert source is not None
         new = Replacement(node)
         if source not in self._rows:
             self._rows[source] = self._quantize_rows(new, source, weight.shape[0])
         rows, steps = self._rows[source]
-        values, scales = quantize_columns(weight)
+        values, scales = columns or quantize_columns(weight)
         product = new.add(
             "MatMulIntegerToFloat",
             rows,

@@ -20,11 +20,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from slmdeploy.checkpoint import Weights
+from slmdeploy.checkpoint import Weights, read_config
 from slmdeploy.errors import InputError, UnsupportedModelError
 from slmdeploy.exporting.sentence import Dense, Head
 from slmdeploy.exporting.tasks import EMBEDDER, SEQUENCE_CLASSIFIER, TOKEN_CLASSIFIER
 from slmdeploy.exporting.tracing import quietly
+from slmdeploy.exporting.uneven import uneven_encoder
 
 _CLASSES = {
     EMBEDDER: AutoModel,
@@ -43,7 +44,10 @@ def load_encoder(checkpoint: Path, role: str) -> PreTrainedModel:
     Weights(checkpoint)  # missing, pickled or truncated weights are told of in our words
     try:
         with quietly():
-            model, info = _CLASSES[role].from_pretrained(
+            kind: Any = _CLASSES[role]
+            if read_config(checkpoint).get("layer_shapes") is not None:
+                kind = uneven_encoder(kind, checkpoint)
+            model, info = kind.from_pretrained(
                 checkpoint,
                 dtype=torch.float32,
                 use_safetensors=True,

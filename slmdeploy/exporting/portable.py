@@ -123,12 +123,9 @@ class PortableDialect(Emitter):
         norms = head_norms or (None, None)
         query = self._prepared(f"{name}.query", query, layer, layer.heads, norms[0])
         key = self._prepared(f"{name}.key", key, layer, layer.kv_heads, norms[1])
-        single = self.opset >= 23 and self.spec.attention_softcap is None
-        if single and not self.static:
-            return self._operator(name, index, layer, query, key, value)
         keys, values = self._extended(name, index, layer, key, value)
-        if single:
-            return self._operator_over(name, layer, query, keys, values)
+        if self.opset >= 23 and self.spec.attention_softcap is None:
+            return self._operator(name, layer, query, keys, values)
         return self._decomposed(name, layer, query, keys, values)
 
     def _prepared(self, name: str, x: ir.Value, layer: LayerSpec, heads: int, norm: ir.Value | None) -> ir.Value:
@@ -193,29 +190,11 @@ class PortableDialect(Emitter):
             found = self._gathered[index] = cos, sin
         return found
 
-    def _operator(
-        self, name: str, index: int, layer: LayerSpec, query: ir.Value, key: ir.Value, value: ir.Value
-    ) -> ir.Value:
-        """The operator Attention, which concatenates past and new keys itself."""
-        cache = self._caches[index]
-        outputs = self.outputs_of(name, "output", "present_key", "present_value")
-        inputs = [query, key, value, self._bias(layer.window), cache.key, cache.value]
-        self.add_node(
-            "Attention",
-            name,
-            inputs,
-            outputs,
-            scale=self.spec.attention_scale,
-            q_num_heads=layer.heads,
-            kv_num_heads=layer.kv_heads,
-        )
-        self._presents.append((outputs[1], outputs[2]))
-        return outputs[0]
+    def _operator(self, name: str, layer: LayerSpec, query: ir.Value, keys: ir.Value, values: ir.Value) -> ir.Value:
+        """The operator Attention over complete keys and values [B, kv_heads, total or capacity, D].
 
-    def _operator_over(
-        self, name: str, layer: LayerSpec, query: ir.Value, keys: ir.Value, values: ir.Value
-    ) -> ir.Value:
-        """The operator Attention over complete keys and values [B, kv_heads, capacity, D]."""
+        It could concatenate the past itself, and give the present as further outputs, which TensorRT does not take.
+        """
         apart = self._heads_first(f"{name}.query", query, layer.heads)
         bias = self._bias(layer.window)
         mixed = self.op("Attention", f"{name}.mixed", apart, keys, values, bias, scale=self.spec.attention_scale)

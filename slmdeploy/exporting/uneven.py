@@ -6,14 +6,36 @@ put in its place. Serves the torch side of parity; knows nothing of pruning or o
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from slmdeploy.checkpoint import weight_files
+from slmdeploy.checkpoint import Weights, weight_files
 from slmdeploy.exporting.spec import DecoderSpec
+
+
+def uneven_encoder(kind: Any, checkpoint: Path) -> Any:
+    """The class of an encoder whose linear layers have the sizes that the checkpoint stores; ``kind`` is an auto class.
+
+    Loading with it is transformers' own, with every check of what is missing or does not fit.
+    """
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+    whole: Any = kind._model_mapping[type(config)]
+    weights = Weights(checkpoint)
+
+    class Uneven(whole):  # type: ignore[misc]
+        def __init__(self, config: Any, *rest: Any, **named: Any) -> None:
+            super().__init__(config, *rest, **named)
+            for name, module in list(self.named_modules()):
+                if isinstance(module, nn.Linear) and f"{name}.weight" in weights:
+                    rows, columns = weights.shape(f"{name}.weight")
+                    if (rows, columns) != tuple(module.weight.shape):
+                        self.set_submodule(name, nn.Linear(columns, rows, bias=module.bias is not None))
+
+    return Uneven
 
 
 def load_uneven(checkpoint: Path, spec: DecoderSpec, attention: str) -> PreTrainedModel:

@@ -15,6 +15,9 @@ import numpy.typing as npt
 from .errors import CorruptArtifactError, InputError, ResourceError
 
 GRAPH, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
+WINDOW = ".window"
+"""What stands in the name of an attention in front of how many keys a query sees at most, 0 for all."""
+_WINDOW_INPUT = 10
 Array = npt.NDArray[np.int64] | npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
@@ -51,9 +54,13 @@ class OpenVinoModel:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             self._model = core.read_model(str(path))
+            self.prepare(self._model)
             self._compiled = core.compile_model(self._model, "CPU", options)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise failure(path, "does not load", error) from error
+
+    def prepare(self, model: Any) -> None:
+        """What is checked and changed between reading and compiling; here nothing."""
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -76,12 +83,43 @@ class OpenVinoModel:
 
     def states(self) -> list[list[int | None]]:
         """The shape of each state, in no order."""
-        nodes = [node for node in self._model.get_ops() if node.get_type_name() == "ReadValue"]
-        return [_shape(node.get_output_partial_shape(0)) for node in nodes]
+        return [_shape(node.get_output_partial_shape(0)) for node in _nodes(self._model, "ReadValue")]
+
+    def caches(self) -> dict[str, tuple[str, list[int | None]]]:
+        """Element type and shape of each input that holds keys or values in pages, as they were compiled, by name."""
+        return {
+            value.get_any_name(): (value.get_element_type().get_type_name(), _shape(value.get_partial_shape()))
+            for value in self._compiled.inputs
+            if value.get_any_name().startswith(("key_cache.", "value_cache."))
+        }
 
     def request(self) -> "Request":
-        """Inputs, outputs and states of one run at a time; the weights are shared with all others."""
+        """Inputs and outputs of one run at a time; the weights are shared with all others."""
         return Request(self._compiled.create_infer_request(), self.path)
+
+
+def page_attention(model: Any) -> None:
+    """Put paged attention in the place of states and ScaledDotProductAttention, in place.
+
+    The transformation of OpenVINO's that its GenAI uses too; it drops masks, so windows are given to the new operators.
+    """
+    from openvino import opset13
+    from openvino._offline_transformations import paged_attention_transformation
+
+    windows = [_window(node.get_friendly_name()) for node in _nodes(model, "ScaledDotProductAttention")]
+    paged_attention_transformation(model)
+    for node, window in zip(_nodes(model, "PagedAttentionExtension"), windows, strict=True):
+        if window:
+            node.input(_WINDOW_INPUT).replace_source_output(opset13.constant(np.int32(window)).output(0))
+
+
+def _window(name: str) -> int:
+    keys = name.rpartition(WINDOW)[2]
+    return int(keys) if keys.isdecimal() else 0
+
+
+def _nodes(model: Any, kind: str) -> list[Any]:
+    return [node for node in model.get_ordered_ops() if node.get_type_name() == kind]
 
 
 class Request:
@@ -90,15 +128,26 @@ class Request:
     def __init__(self, request: Any, path: Path) -> None:
         self._request, self._path = request, path
         self._tensor = openvino().Tensor
-        self._held: dict[str, Array] = {}
+        self._held: dict[str, npt.NDArray[Any]] = {}
 
     def set(self, name: str, array: Array) -> None:
-        """Read `name` from the memory of this contiguous array, kept alive: writing to it changes the input."""
+        """Give an input its value for the runs to come. One of the same shape as before is written over it: a step
+        changes a few numbers, and handing over tensors would take longer than the rest of what Python does for it."""
+        held = self._held.get(name)
+        if held is not None and held.shape == array.shape and held.dtype == array.dtype:
+            held[...] = array
+            return
+        self._held[name] = own = np.array(array, order="C")
+        self._request.set_tensor(name, self._tensor(own, shared_memory=True))
+
+    def set_as(self, name: str, array: npt.NDArray[Any], element: str) -> None:
+        """Read and write `name` in the memory of this array, as numbers of a type that numpy may lack, such as bf16."""
+        kind = getattr(openvino().Type, element)
+        self._request.set_tensor(name, self._tensor(array, array.shape, kind))
         self._held[name] = array
-        self._request.set_tensor(name, self._tensor(array, shared_memory=True))
 
     def run(self) -> None:
-        """One run over what is set, behind what the states hold."""
+        """One run over what is set."""
         try:
             self._request.infer(share_outputs=True)
         except (RuntimeError, MemoryError) as error:
@@ -108,19 +157,6 @@ class Request:
         """What the last run has written, overwritten by the next."""
         array: Floats = self._request.get_tensor(name).data
         return array
-
-    def forget(self) -> None:
-        """Empty the states."""
-        self._request.reset_state()
-
-    def kept(self) -> dict[str, Any]:
-        """A copy of the states by name, to be put back by `restore`."""
-        return {state.name: self._tensor(state.state.data.copy()) for state in self._request.query_state()}
-
-    def restore(self, kept: Mapping[str, Any]) -> None:
-        """Set the states to what they were."""
-        for state in self._request.query_state():
-            state.state = kept[state.name]
 
 
 def _shape(shape: Any) -> list[int | None]:

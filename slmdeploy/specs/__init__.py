@@ -14,13 +14,18 @@ from slmdeploy.specs.budgets import (
     parse_change,
     parse_constraint,
 )
+from slmdeploy.specs.compilers import Compiler
 from slmdeploy.specs.distillation import DistillStage, distill_stage
+from slmdeploy.specs.encoders import EncoderStage, TextColumns, encoder_stage
+from slmdeploy.specs.latency import LatencyLimit, parse_latency
+from slmdeploy.specs.mixtures import Mixture, data_inputs, is_mixture, load_mixture
 from slmdeploy.specs.profiles import (
     ActivationScale,
     Fp8,
     Gate,
     Profile,
     Requires,
+    RoundingMethod,
     SessionOptions,
     Storage,
     Weights,
@@ -48,11 +53,15 @@ __all__ = [
     "BudgetSection",
     "Candidates",
     "Change",
+    "Compiler",
     "Constraint",
     "DataSource",
     "DistillStage",
+    "EncoderStage",
     "Fp8",
     "Gate",
+    "LatencyLimit",
+    "Mixture",
     "ModelSource",
     "Objective",
     "PackagePlan",
@@ -60,16 +69,22 @@ __all__ = [
     "PrunePlan",
     "Recipe",
     "Requires",
+    "RoundingMethod",
     "SessionOptions",
     "Spec",
     "Storage",
     "Target",
+    "TextColumns",
     "Weights",
     "Workload",
     "choose_workloads",
+    "data_inputs",
     "distill_stage",
+    "encoder_stage",
+    "is_mixture",
     "list_profiles",
     "list_targets",
+    "load_mixture",
     "load_profile",
     "load_recipe",
     "load_target",
@@ -79,4 +94,5 @@ __all__ = [
     "parse_budget",
     "parse_change",
     "parse_constraint",
+    "parse_latency",
 ]

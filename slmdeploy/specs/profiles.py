@@ -5,8 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from slmdeploy.specs.base import Real, Share, Spec, load_named, shipped
+from slmdeploy.specs.compilers import Compiler
 
 ActivationScale = Literal["max", "percentile", "mse"]
+RoundingMethod = Literal["nearest", "gptq", "quantease"]
 
 
 class Weights(Spec):
@@ -37,11 +39,15 @@ class Fp8(Spec):
     """Where the scales of the scheme fp8 come from: building/fp8.py defines the rules.
 
     ``per_channel``: a weight has one scale for each output channel, instead of one in all. Activations have one.
+    ``smooth``: what is large in a few channels moves into the weights first (building/smooth.py). ``attention``: both
+    products of attention are FP8 too, which only graphs with attention written out have (opset 21).
     """
 
     activation_scale: ActivationScale = "max"
     weight_scale: Literal["amax", "mse"] = "amax"
     per_channel: bool = True
+    smooth: bool = False
+    attention: bool = False
 
 
 class Requires(Spec):
@@ -77,14 +83,18 @@ class Profile(Spec):
 
     ``prefill`` and ``scoring`` are the forms of the linear layers in graphs of their own, for prompts and for scores,
     where those are others than ``weights``: phases have different bottlenecks.
+    ``rounding`` is how weights of decoders are rounded (building/rounding.py; None: GPTQ for 4 bits, nearest for 8);
+    ``rotate`` and ``smooth`` rid their activations of outliers before that, without a change in what is computed.
     ``encoder`` is the form of an encoder's linear layers where it is another than a decoder's; of the engine openvino.
     ``prepacked`` stores weights in the engine's own layout too, so that processes share them (building/prepacking.py).
-    ``fp8`` says where scales come from; of the engine tensorrt, whose builds are graphs that no one has compiled yet.
+    The engine cuda is ONNX Runtime with its CUDA provider.
+    ``compute`` is what all that has no form of its own is computed in, of the engines tensorrt and cuda. ``fp8`` says
+    where scales come from, ``compiler`` what makes a plan of the graph (None: nothing does); of the engine tensorrt.
     """
 
     name: str
     summary: str
-    engine: Literal["onnxruntime", "openvino", "tensorrt"]
+    engine: Literal["onnxruntime", "openvino", "tensorrt", "cuda"]
     weights: Weights
     prefill: Weights | None = None
     scoring: Weights | None = None
@@ -92,27 +102,42 @@ class Profile(Spec):
     embedding: Storage = Storage()
     head: Storage = Storage()
     requires: Requires = Requires()
+    rounding: RoundingMethod | None = None
+    rotate: bool = False
+    smooth: bool = False
     prepacked: bool = False
     fp8: Fp8 = Fp8()
+    compute: Literal["fp32", "fp16"] = "fp32"
+    compiler: Compiler | None = None
     session: SessionOptions = SessionOptions()
     gate: Gate = Gate()
 
     @model_validator(mode="after")
     def _keys_fit_the_engine(self) -> Self:
-        others = ("prefill", "scoring", "embedding", "head", "prepacked")
+        others = ("prefill", "scoring", "embedding", "head", "rounding", "rotate", "smooth", "prepacked")
+        compiled = ("fp8", "compute", "compiler")
         strange = {
-            "onnxruntime": ("encoder", "fp8"),
-            "openvino": (*others, "fp8"),
+            "onnxruntime": ("encoder", *compiled),
+            "openvino": (*others, *compiled),
             "tensorrt": (*others, "encoder"),
+            "cuda": ("prefill", "scoring", "encoder", "rotate", "smooth", "prepacked", "rounding", "fp8", "compiler"),
         }[self.engine]
         for name in strange:
             if name in self.model_fields_set:
                 raise ValueError(f"engine = {self.engine!r} does not take {name}")
         forms = (self.weights, self.prefill, self.scoring, self.encoder)
-        if any(form is not None and (form.scheme == "fp8") != (self.engine == "tensorrt") for form in forms):
-            raise ValueError("scheme = 'fp8' goes with engine = 'tensorrt', and that engine with no other scheme")
+        if any(form is not None and (form.scheme == "fp8") and (self.engine != "tensorrt") for form in forms):
+            raise ValueError("scheme = 'fp8' goes with engine = 'tensorrt'")
+        if self.engine == "tensorrt" and self.weights.scheme not in ("fp8", "fp32"):
+            raise ValueError("scheme = 'fp8' goes with engine = 'tensorrt', or fp32, which leaves weights to compute")
+        if self.engine == "cuda" and (self.compute != "fp16" or self.weights.scheme not in ("fp32", "weight-only")):
+            raise ValueError("engine = 'cuda' goes with compute = 'fp16' and scheme = 'fp32' or 'weight-only'")
+        if self.engine == "tensorrt" and self.weights.scheme != "fp8" and "fp8" in self.model_fields_set:
+            raise ValueError("fp8 says where scales come from, and scheme = 'fp32' has none: leave it out")
         if self.engine == "openvino" and self.weights.scheme == "w8a8-static":
             raise ValueError("engine = 'openvino' has no scheme w8a8-static: use w8a8, whose ranges it calibrates")
+        if (self.rounding or self.rotate or self.smooth) and self.weights.scheme == "fp32":
+            raise ValueError("rounding, rotate and smooth prepare weights for fewer bits, and scheme = 'fp32' has all")
         per_channel = self.weights.scheme == "weight-only" and self.weights.bits == 8
         if self.engine == "openvino" and per_channel and "block_size" in self.weights.model_fields_set:
             raise ValueError("engine = 'openvino' has one scale per channel at 8 bits: leave block_size out")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from slmdeploy.errors import InputError, SpecError
 from slmdeploy.specs.base import Positive, Share, Spec, load_toml
 from slmdeploy.specs.budgets import Budget, Objective, parse_budget
 from slmdeploy.specs.distillation import DistillStage
+from slmdeploy.specs.latency import parse_latency
 from slmdeploy.specs.workloads import SUGGESTED, Task, Workload, named_workload
 
 
@@ -21,19 +22,27 @@ class ModelSource(Spec):
 
 
 class DataSource(Spec):
-    """``stdlib`` (the embedded default), or a folder of JSON lines relative to the recipe (docs/data.md)."""
+    """``stdlib`` (the embedded default), or a folder of JSON lines relative to the recipe (docs/data.md).
+
+    ``mixture`` is a file beside the recipe that `prune` and `distill` learn from instead (mixtures.py).
+    """
 
     source: str
+    mixture: str | None = None
     labels: Annotated[tuple[str, str], Field(strict=False)] = (" no", " yes")
 
 
 class PrunePlan(Spec):
     """``ratio`` is the share of MLP neurons and GQA groups that is removed, ``layer_ratio`` that of whole layers.
 
-    ``hidden_ratio`` is the share of the residual stream's channels. ``allocation`` "global" lets layers differ.
+    ``hidden_ratio`` is the share of the residual stream's channels. ``allocation`` "global" lets layers differ. With
+    ``rounds`` above 1 the shares go in as many steps, and ``between`` trains after each but the last. ``latency`` is a
+    limit that stands in the place of all shares: the model is shaped to meet it, built under ``profile``.
     """
 
-    ratio: Annotated[float, Field(ge=0.0, lt=1.0)]
+    ratio: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    latency: str | None = None
+    profile: str | None = None
     method: Literal["osscar", "minitron", "magnitude", "random"] = "osscar"
     attention_ratio: Share | None = None
     layer_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -41,11 +50,46 @@ class PrunePlan(Spec):
     allocation: Literal["uniform", "global"] = "uniform"
     calibration_tokens: Positive = 16384
     seed: int = 0
+    rounds: Positive = 1
+    between: DistillStage | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `prune` takes of it; rounds, and the limit with its profile, are for whoever calls `prune`."""
+        return self.model_dump(exclude={"rounds", "between", "latency", "profile"})
+
+    @model_validator(mode="after")
+    def _latency_decides(self) -> Self:
+        if (self.latency is None) != (self.profile is None):
+            raise ValueError("latency and profile go together: set both or neither")
+        if self.latency is not None:
+            try:
+                parse_latency(self.latency)
+            except InputError as error:
+                raise ValueError(str(error)) from error
+            shares = (self.ratio, self.attention_ratio, self.layer_ratio or None, self.hidden_ratio or None)
+            if any(share is not None for share in shares) or self.rounds > 1 or self.allocation == "global":
+                raise ValueError("latency decides what goes: leave ratios, rounds and allocation out")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_train(self) -> Self:
+        if (self.rounds > 1) != (self.between is not None):
+            raise ValueError("rounds above 1 and a [prune.between] stage go together: set both or neither")
+        if self.rounds > 1 and self.allocation == "global":
+            raise ValueError("rounds above 1 go with allocation uniform: uneven layers are not pruned again")
+        return self
 
     @model_validator(mode="after")
     def _something_is_removed(self) -> Self:
-        if self.ratio == self.layer_ratio == self.hidden_ratio == 0:
-            raise ValueError("ratio = 0 goes with a layer_ratio or hidden_ratio above 0: raise either")
+        if self.latency is None and self.ratio is None:
+            raise ValueError("give a ratio, or a latency to shape the model to")
+        if (
+            self.latency is None
+            and self.ratio == self.layer_ratio == self.hidden_ratio == 0
+            and not self.attention_ratio
+        ):
+            raise ValueError("ratio = 0 goes with a layer_ratio or hidden_ratio above 0, or an attention_ratio")
         return self
 
 
@@ -73,9 +117,10 @@ class BudgetSection(Spec):
 
 
 class PackagePlan(Spec):
-    """What to ship the chosen build as."""
+    """What to ship the chosen build as; ``max_bytes`` is the most that all files of it together may have."""
 
-    kind: Literal["edge"] = "edge"
+    kind: Literal["edge", "server"] = "edge"
+    max_bytes: Positive | None = None
 
 
 class Recipe(Spec):

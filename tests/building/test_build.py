@@ -68,6 +68,7 @@ def test_a_shipped_profile_gives_a_build_that_runs_and_is_near_its_graph(
     assert artifact.kind == "build"
     assert artifact.plan["target"] == "able"
     judged = {"passed", "gates", "quality", "calibration", "parity", "speed", "parts", "kept"}
+    judged |= {"singular", "prepared"}
     settled = {"session", "scoring", "prefill", "batch"}
     assert set(artifact.result) == judged | settled | ({"forms"} if shipped.scoring else set())
     found, reference = load(artifact.path, threads=1), load(graph, threads=1)

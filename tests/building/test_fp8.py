@@ -6,7 +6,17 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from slmdeploy.building.fp8 import E4M3, LARGEST, activation_scale, decode, encode, quantize_linears, weight_scale
+from slmdeploy.building.fp8 import (
+    E4M3,
+    LARGEST,
+    activation_scale,
+    decode,
+    encode,
+    fp8_product,
+    half_scale,
+    quantize_linears,
+    weight_scale,
+)
 from slmdeploy.building.quantize import parts
 from slmdeploy.specs import Fp8
 from tests.building.small import Array, constant, linear, model_of, normal, relative_error
@@ -118,3 +128,21 @@ def test_rules_for_activations_differ_by_how_much_a_rare_outlier_counts() -> Non
     assert activation_scale(counted(np.zeros(5, np.float32)), "mse") > 0
     for rule in ("max", "percentile", "mse"):
         assert activation_scale(counted(np.full(7, -2, np.float32)), rule) * LARGEST == pytest.approx(2, rel=1)
+
+
+def test_scales_beside_float16_are_float16_and_never_too_small_for_it() -> None:
+    scales = np.array([1e-9, 0.0123456, 3.0, 1e9], np.float32)
+    found = half_scale(scales)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, found.astype(np.float16).astype(np.float32))
+    assert found[0] == np.finfo(np.float16).tiny
+    assert found[1] == pytest.approx(0.0123456, rel=1e-3)
+    assert found[3] == np.finfo(np.float16).max
+
+
+def test_a_product_in_fp8_is_near_the_product_and_not_it() -> None:
+    random = np.random.default_rng(0)
+    rows, weight = (random.standard_normal(shape).astype(np.float32) for shape in ((8, 64), (64, 32)))
+    exact, found = rows @ weight, fp8_product(rows, weight)
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert 0 < error < 0.06

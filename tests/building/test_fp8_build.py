@@ -15,11 +15,11 @@ from slmdeploy.building.build import build
 from slmdeploy.building.contract import breaches
 from slmdeploy.errors import GateError, InputError
 from slmdeploy.exporting.export import export
-from slmdeploy.packaging.edge import package
+from slmdeploy.packaging.package import package
 from slmdeploy.profiling.candidates import find
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.model import load
-from slmdeploy.specs import Gate, Profile, SessionOptions, Target, load_profile, load_target
+from slmdeploy.specs import Gate, Profile, SessionOptions, Target, load_profile, load_target, named_workload
 from slmdeploy.verification import verify
 from tests.building.small import relative_error, write_graph
 from tests.exporting.families import CASES, write_case
@@ -68,7 +68,7 @@ def graph(graphs: dict[int, Path]) -> Path:
     return graphs[21]
 
 
-@pytest.fixture(scope="module", params=[21, 23])
+@pytest.fixture(scope="module", params=[21, 23, 24])
 def pair(
     request: pytest.FixtureRequest, graphs: dict[int, Path], data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Artifact]:
@@ -116,8 +116,11 @@ def test_its_numbers_are_near_the_graph_and_its_cache_is_right(pair: tuple[Path,
 def test_it_says_how_far_it_was_proved_and_so_does_verify(built: Artifact) -> None:
     ladder = verify(built.path)["verification"]
     assert ladder == built.result["verification"]
-    assert ladder["summary"] == "contract checked, executed on CPU (numerics); not compiled"
-    assert (ladder["compiled"], ladder["executed_on_gpu"]) == ("no", "no")
+    assert ladder["summary"] == "contract checked, not compiled, executed on CPU (numerics), not executed on GPU"
+    assert ladder["compiled"].startswith("no: TensorRT cannot be used here")
+    assert ladder["compiled"].endswith("pip install tensorrt")
+    assert ladder["executed_on_gpu"] == "no"
+    assert built.result["compiled"] is None
     assert "onnxruntime" in ladder["executed_on_cpu"]
     assert built.result["speed"] is None
 
@@ -166,11 +169,9 @@ def test_a_graph_that_breaks_the_contract_is_never_written(
     assert not (tmp_path / "build").exists()
 
 
-def test_another_dialect_and_a_static_cache_are_refused(graphs: dict[int, Path], tmp_path: Path) -> None:
+def test_another_dialect_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"of the shared interface.*--dialect portable"):
         build(write_graph(tmp_path / "ort"), profile=with_gate(OPEN), out=tmp_path / "build")
-    with pytest.raises(InputError, match=r"of the static interface.*opset 21 or 23"):
-        build(graphs[24], profile=with_gate(OPEN), out=tmp_path / "build")
 
 
 def test_a_target_without_fp8_or_without_tensorrt_is_refused(tmp_path: Path) -> None:
@@ -185,7 +186,10 @@ def test_a_target_without_fp8_or_without_tensorrt_is_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": {"scheme": "w8a8", "bits": 8}}, "scheme = 'fp8' goes with engine = 'tensorrt'"),
+        ({"weights": {"scheme": "w8a8", "bits": 8}}, "scheme = 'fp8' goes with engine = 'tensorrt', or fp32"),
+        ({"weights": {"scheme": "fp32"}, "fp8": {}}, "scheme = 'fp32' has none: leave it out"),
+        ({"engine": "onnxruntime", "weights": {"scheme": "fp32"}, "compute": "fp16"}, "does not take compute"),
+        ({"compiler": {"module": "tensorrt", "levle": 3}}, "levle"),
         ({"engine": "onnxruntime"}, "scheme = 'fp8' goes with engine = 'tensorrt'"),
         ({"weights": {"scheme": "fp8", "bits": 4}}, "bits = 4 does not go with scheme = 'fp8'"),
         ({"head": {"bits": 8}}, "engine = 'tensorrt' does not take head"),
@@ -197,3 +201,57 @@ def test_profiles_that_say_what_the_engine_has_not(change: dict[str, Any], messa
     assert Profile.model_validate(fields).fp8.activation_scale == "max"
     with pytest.raises(ValidationError, match=message):
         Profile.model_validate(fields | change)
+
+
+def with_options(**fp8: bool) -> Profile:
+    shipped = with_gate(OPEN)
+    return shipped.model_copy(update={"fp8": shipped.fp8.model_copy(update=fp8)})
+
+
+def test_attention_in_fp8_has_both_products_on_both_sides(graph: Path, data: Path, tmp_path: Path) -> None:
+    built = build(graph, profile=with_options(attention=True), data=data, out=tmp_path / "build")
+    model = ir.load(built.path / "model.onnx")
+    assert breaches(model) == []
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    assert all(_reads_fp8(node) for node in products)
+    assert len(products) == len(built.result["parts"]) + 2 * read_runtime(graph).layers
+    exact, found = (load(path, threads=1).logits(IDS) for path in (graph, built.path))
+    assert 0 < relative_error(found, exact) < 0.3
+
+
+def test_attention_as_an_operator_cannot_be_quantised(graphs: dict[int, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"attention as one operator.*--opset 21, or set attention = false"):
+        build(graphs[23], profile=with_options(attention=True), out=tmp_path / "build")
+
+
+def test_smoothing_keeps_what_the_graph_computes_before_it_is_quantised(
+    graph: Path, data: Path, tmp_path: Path
+) -> None:
+    smooth = build(graph, profile=with_options(smooth=True), data=data, out=tmp_path / "build")
+    assert smooth.result["passed"]
+    exact, found = (load(path, threads=1).logits(IDS) for path in (graph, smooth.path))
+    assert 0 < relative_error(found, exact) < 0.2
+
+
+def test_float16_alone_is_nearer_than_fp8_and_its_cache_is_float16(graph: Path, data: Path, tmp_path: Path) -> None:
+    half = with_gate(OPEN).model_copy(
+        update={"weights": load_profile("tensorrt-fp16").weights, "name": "tensorrt-fp16"}
+    )
+    built = build(graph, profile=half, data=data, out=tmp_path / "build")
+    assert built.result["parts"] == {}
+    assert built.result["quality"]["kl"] < 1e-4
+    assert built.result["verification"]["contract"] == "none: the graph has no FP8"
+    runtime = read_runtime(built.path)
+    assert (runtime.cache, runtime.precision) == ("float16", "fp16")
+
+
+def test_data_without_a_token_and_a_workload_for_another_engine_are_refused(graph: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "data"
+    empty.mkdir()
+    for split in ("train", "valid"):
+        (empty / f"generate.{split}.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"data"):
+        build(graph, profile=with_gate(OPEN), data=empty, out=tmp_path / "build")
+    with pytest.raises(InputError, match="compiles nothing for a workload: leave --workload out"):
+        build(graph, profile=load_profile("cpu-fp32"), workload=named_workload("generate-8-4"), out=tmp_path / "build")
+    assert not (tmp_path / "build").exists()

@@ -1,4 +1,4 @@
-"""gptq.py and the second moments of calibration.py: less error where it counts, and each layer rounded once."""
+"""gptq.py and the second moments of calibration.py: less error where it counts."""
 
 from pathlib import Path
 
@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from slmdeploy.building.blockwise import quantize_rows
 from slmdeploy.building.calibration import Moments
-from slmdeploy.building.gptq import Rounding, _spread, compensated_rows
-from slmdeploy.specs import Weights
+from slmdeploy.building.gptq import _spread, compensated_rows
 from tests.building.small import write_graph
 from tests.building.test_blockwise import dequantise, round_to_nearest
 
@@ -69,21 +68,6 @@ def test_rows_are_rounded_alike_however_many_there_are() -> None:
     whole = compensated_rows(matrix, seen.T @ seen, bits=4, block_size=32, symmetric=True)
     last = compensated_rows(matrix[-5:], seen.T @ seen, bits=4, block_size=32, symmetric=True)
     np.testing.assert_array_equal(whole.values[-5:], last.values)
-
-
-def test_a_layer_is_rounded_once_for_each_form_and_only_four_bits_ask_for_moments() -> None:
-    asked = []
-
-    def moments(value: str) -> Floats:
-        asked.append(value)
-        return np.eye(32, dtype=np.float32)
-
-    rounding, weight = Rounding(moments), weights(32, 8)
-    four, eight = (Weights(scheme="weight-only", bits=bits, block_size=32) for bits in (4, 8))
-    first = rounding("layer", "x", weight, four)
-    assert rounding("layer", "x", weight, four) is first
-    assert rounding("layer", "x", weight, eight).values.shape == (8, 1, 32)
-    assert asked == ["x"]
 
 
 def test_moments_are_those_of_what_the_layers_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

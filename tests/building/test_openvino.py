@@ -15,10 +15,11 @@ from slmdeploy.building.ladder import climb
 from slmdeploy.building.openvino_graph import stateful_decoder
 from slmdeploy.building.openvino_quantize import compress_weights, parts
 from slmdeploy.errors import CorruptArtifactError, InputError, MissingExtraError
-from slmdeploy.packaging.edge import package
+from slmdeploy.packaging.package import package
 from slmdeploy.profiling.candidates import size_bytes
-from slmdeploy.runtime import openvino_scoring
 from slmdeploy.runtime.model import Model, load
+from slmdeploy.runtime.openvino_decoding import Floats, Ids
+from slmdeploy.runtime.openvino_pages import PagedRuns, PagedSequence
 from slmdeploy.runtime.openvino_session import GRAPH, WEIGHTS
 from slmdeploy.specs import Profile, SessionOptions, Weights, list_profiles, load_profile
 from tests.graphs import write_manifest, write_tiny_graph
@@ -104,10 +105,13 @@ def test_generation_ends_with_the_context_and_a_longer_prompt_is_refused(built: 
 
 def test_a_prefix_is_computed_once_while_it_stays_the_same(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
-    once = openvino_scoring.run_pieces
-    monkeypatch.setattr(
-        openvino_scoring, "run_pieces", lambda request, ids, last: begun.append(ids.size) or once(request, ids, last)
-    )
+    once = PagedRuns.run_pieces
+
+    def counted(runs: PagedRuns, sequence: PagedSequence, ids: Ids, last: Ids, piece: int) -> list[Floats]:
+        begun.append(ids.size)
+        return once(runs, sequence, ids, last, piece)
+
+    monkeypatch.setattr(PagedRuns, "run_pieces", counted)
     model = load(built, threads=1)
     first = model.score_ids(IDS, ITEMS)
     np.testing.assert_array_equal(model.score_ids(IDS, ITEMS), first)
@@ -117,10 +121,35 @@ def test_a_prefix_is_computed_once_while_it_stays_the_same(built: Path, monkeypa
     assert begun == [len(IDS), 2, len(IDS)]
 
 
-def test_scores_do_not_depend_on_how_items_are_batched(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_scores_do_not_depend_on_how_items_are_batched(
+    built: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
     together = load(built, threads=1).score_ids(IDS, ITEMS)
-    monkeypatch.setattr("slmdeploy.runtime.openvino_scoring.batches.__defaults__", (20,))
+    monkeypatch.setattr("slmdeploy.runtime.openvino_scoring.batches.__defaults__", (tokens,))
     np.testing.assert_allclose(load(built, threads=1).score_ids(IDS, ITEMS), together, rtol=0, atol=0.05)
+
+
+def test_several_prompts_together_give_what_each_gives_alone(built: Path) -> None:
+    model = load(built, threads=1)
+    prompts = [IDS, [4], [9, 8, 7, 6, 5] * 8, [3, 2]]
+    alone = [list(model.generate_ids(prompt, max_new_tokens=6, ignore_eos=True)) for prompt in prompts]
+    assert model.generate_batch_ids(prompts, slots=3, max_new_tokens=6, ignore_eos=True) == alone
+
+
+def test_pages_come_back_when_nobody_holds_them(built: Path) -> None:
+    model = load(built, threads=1)
+    model.prefill(IDS)
+    pool = model._paged.pool
+    held = pool.held
+    model.batch_logits([IDS, [4]])
+    model.generate_batch_ids([IDS, [1] * 40, [2]], slots=2, max_new_tokens=4)
+    assert pool.held == held
+    model.score_ids(IDS, ITEMS)
+    assert pool.held == held + 1, "the prefix stays for the next request"
+    with pytest.raises(InputError, match="holds 72"):
+        model.generate_batch_ids([IDS, [1] * 73], max_new_tokens=4)
+    assert pool.held == held + 1
 
 
 def test_long_prompts_run_in_pieces(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +169,7 @@ def test_attention_is_rewritten_exactly(graph: Path, built: Path, exact: Model, 
     runtime = json.loads((folder / "runtime.json").read_text()) | {"openvino": {"inference_precision": "f32"}}
     (folder / "runtime.json").write_text(json.dumps(runtime))
     found = load(folder, threads=1, verify=False)
-    for rung in climb(exact, found, vocab_size=272, max_length=72, label_ids=(259, 262), batches=False, limit=1e-5):
+    for rung in climb(exact, found, vocab_size=272, max_length=72, label_ids=(259, 262), batches=True, limit=1e-5):
         assert rung.passed, rung
 
 

@@ -52,7 +52,7 @@ def test_a_family_is_equal_or_refused(tmp_path: Path, name: str) -> None:
         found,
         vocab_size=config.vocab_size,
         max_length=config.max_length,
-        batches=False,
+        batches=True,
         limit=1e-5,
     ):
         assert rung.passed, rung

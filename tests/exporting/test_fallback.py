@@ -19,7 +19,7 @@ from slmdeploy.exporting import eager, stand_in
 from slmdeploy.exporting.causal import CausalModel
 from slmdeploy.exporting.export import export
 from slmdeploy.exporting.stand_in import stand_in_config
-from slmdeploy.packaging.edge import package
+from slmdeploy.packaging.package import package
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.model import load
 from slmdeploy.specs import load_profile

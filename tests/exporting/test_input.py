@@ -17,7 +17,7 @@ from slmdeploy.checkpoint import INDEX, SINGLE
 from slmdeploy.cli import main
 from slmdeploy.errors import InputError, UnsupportedModelError
 from slmdeploy.exporting.export import export
-from slmdeploy.packaging.edge import package
+from slmdeploy.packaging.package import package
 from slmdeploy.runtime.model import load
 from slmdeploy.specs import load_profile
 from tests.exporting.checkpoints import write_checkpoint
