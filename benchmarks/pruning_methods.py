@@ -18,7 +18,8 @@ import torch
 from slmdeploy import corpus
 from slmdeploy.checkpoint import LABELS
 from slmdeploy.compress import loading, osscar
-from slmdeploy.compress.data import make_texts, mixed_rows, open_sources
+from slmdeploy.compress.data import make_texts, open_sources
+from slmdeploy.compress.packing import mixed_rows
 from slmdeploy.compress.prune import prune
 
 TEACHER = Path(__file__).parent.parent / "examples" / "teacher"

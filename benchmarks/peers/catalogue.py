@@ -80,6 +80,7 @@ class Peer:
         return ("decoder" if shape.is_decoder else "encoder") in self.models
 
 
+CPU_ENGINES = ("onnxruntime", "openvino")
 _LOOP = "prefix reused, items one by one"
 _BATCH = "prefix reused, items in one batch"
 _BLOCKS = "int8 in blocks"
@@ -123,13 +124,14 @@ def ik_peers(build: str) -> tuple[Peer, ...]:
 
 
 def our_peers() -> tuple[Peer, ...]:
-    """A row for each shipped profile that quantises."""
-    return tuple(_ours(profile) for profile in list_profiles() if profile.weights.scheme != "fp32")
+    """A row for each shipped profile that quantises and whose engine runs on a CPU."""
+    ours = (profile for profile in list_profiles() if profile.engine in CPU_ENGINES)
+    return tuple(_ours(profile) for profile in ours if profile.weights.scheme != "fp32")
 
 
 def _ours(profile: Profile) -> Peer:
     if profile.engine == "openvino":  # it has one form for both tables, and its profiles do not state it
-        form = Form(_stored(profile.weights), 8, f"{profile.weights.bits}/8/8", *_OV)
+        form = Form(_stored(profile.weights), 8, f"{profile.weights.bits}/8/8", "f32 or bf16", _OV[1])
     else:
         tables = f"{profile.head.bits}/{profile.embedding.bits}"
         head = _stored(stored(profile.head)) if profile.head.bits < 32 else 32

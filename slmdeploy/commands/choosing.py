@@ -29,6 +29,7 @@ class Kind(StrEnum):
     """Kinds of package."""
 
     EDGE = "edge"
+    SERVER = "server"
 
 
 def select(
@@ -153,19 +154,49 @@ def package(
     output: Out,
     kind: Annotated[Kind, typer.Option(help="What to ship it as.")] = Kind.EDGE,
     measurement: Annotated[
-        Path | None, typer.Option(help="Run with the session options that profile --search found, in this measurement.")
+        Path | None, typer.Option(help="Take figures, and session options that profile --search found, from this one.")
     ] = None,
-    archive: Annotated[Path | None, typer.Option(help="Also write the package as this .tar.gz.")] = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="Also write the package as this .tar.gz, .tar.zst or .zip.")
+    ] = None,
+    trial: Annotated[
+        bool,
+        typer.Option("--try", help="Start it in fresh processes and record seconds and memory; servers always do."),
+    ] = False,
+    lock: Annotated[bool, typer.Option("--lock", help="Ask pip for the hash of every requirement.")] = False,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Refuse a package with more bytes.")] = None,
+    sign: Annotated[Path | None, typer.Option(help="Private key (PEM, ed25519) to sign the package with.")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a folder that runs with numpy, onnxruntime and tokenizers alone."""
-    from slmdeploy.packaging.archive import pack
-    from slmdeploy.packaging.edge import package as verb
-    from slmdeploy.packaging.edge import searched
+    """Write a folder that runs with numpy, onnxruntime and tokenizers alone, or that and what a server needs."""
+    from slmdeploy.packaging.archive import check_name, pack
+    from slmdeploy.packaging.package import package as verb
 
-    session = searched(measurement, build) if measurement else None
-    artifact = verb(build, out=output, kind=kind.value, session=session, force=force)
+    if archive:
+        check_name(archive)
+    artifact = verb(
+        build,
+        out=output,
+        kind=kind.value,
+        measurement=measurement,
+        trial=trial,
+        lock=lock,
+        max_bytes=max_bytes,
+        key=sign,
+        force=force,
+    )
     if archive:
         pack(artifact.path, archive)
     done(artifact, as_json)
+
+
+def unpack(
+    archive: Annotated[Path, typer.Argument(help="Archive of a package: .tar.gz, .tar.zst or .zip.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder to unpack to.")],
+    key: Annotated[Path | None, typer.Option(help="Public key (PEM): the package has to be signed by it.")] = None,
+) -> None:
+    """Unpack the archive of a package, which may be hostile, and check every hash of it."""
+    from slmdeploy.packaging.unpacking import unpack as verb
+
+    print(verb(archive, output, key=key))

@@ -9,14 +9,15 @@ from slmdeploy.commands.options import Json
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="Any artifact: folder, or a package's .tar.gz.")],
+    path: Annotated[Path, typer.Argument(help="Any artifact: folder, or the archive of a package.")],
+    key: Annotated[Path | None, typer.Option(help="Public key (PEM): the artifact has to be signed by it.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every hash of an artifact and print how far it was proved."""
+    """Check every hash of an artifact, who signed it, and print how far it was proved."""
     from slmdeploy import console
     from slmdeploy.verification import verify as verb
 
-    found = verb(path)
+    found = verb(path, key=key)
     if as_json:
         console.print_json(found)
     else:

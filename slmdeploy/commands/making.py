@@ -2,12 +2,16 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slmdeploy.commands.encoders import Pair, distill_texts
 from slmdeploy.commands.options import Data, Force, Json, Out, done, progress
-from slmdeploy.errors import GateError
+from slmdeploy.errors import GateError, InputError
+
+if TYPE_CHECKING:
+    from slmdeploy.compress.shapes import Goal
 
 
 class Method(StrEnum):
@@ -51,7 +55,7 @@ class Dialect(StrEnum):
 
 
 class Loss(StrEnum):
-    """Divergences between teacher and student."""
+    """Divergences between teacher and student; the last four are of encoders."""
 
     FORWARD_KL = "forward_kl"
     REVERSE_KL = "reverse_kl"
@@ -59,6 +63,10 @@ class Loss(StrEnum):
     TVD = "tvd"
     SKEW_KL = "skew_kl"
     REVERSE_SKEW_KL = "reverse_skew_kl"
+    KL = "kl"
+    MSE = "mse"
+    COSINE = "cosine"
+    RELATION = "relation"
 
 
 class ScoreLoss(StrEnum):
@@ -87,7 +95,18 @@ def prune(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or Hugging Face id.")],
     output: Out,
     data: Data,
-    ratio: Annotated[float, typer.Option(help="Share of MLP neurons and GQA groups to remove.")] = 0.5,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of MLP neurons and GQA groups to remove.  [default: 0.5]")
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="Instead of shares, a limit to shape the model to: 'ttft_512_ms<=20'.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="With --latency: how the model will be built, name or .toml file.")
+    ] = None,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="With --latency: JSON file of measured times.  [default: in the user's cache]")
+    ] = None,
     attention_ratio: Annotated[float | None, typer.Option(help="Another share for GQA groups.")] = None,
     layer_ratio: Annotated[float, typer.Option(help="Share of whole layers to remove, before the rest.")] = 0.0,
     hidden_ratio: Annotated[float, typer.Option(help="Share of hidden channels to remove.")] = 0.0,
@@ -95,6 +114,10 @@ def prune(
     allocation: Annotated[
         Allocation, typer.Option(help="The same share of every layer, or what costs least over all: uneven layers.")
     ] = Allocation.UNIFORM,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Of encoders: --data is a table, and this its column of texts.")
+    ] = None,
+    pair: Pair = None,
     calibration_tokens: Annotated[int, typer.Option(min=1, help="Tokens of data to calibrate on.")] = 16384,
     seed: Annotated[int, typer.Option(help="Seed of sampling and of method random.")] = 0,
     force: Force = False,
@@ -103,11 +126,16 @@ def prune(
     """Remove layers, hidden channels, MLP neurons and GQA groups; writes an ordinary Hugging Face checkpoint."""
     from slmdeploy.checkpoint import resolve_checkpoint
     from slmdeploy.compress.prune import prune as verb
+    from slmdeploy.specs import TextColumns
 
+    if pair and text is None:
+        raise InputError("--pair is of encoders: give --text too, or leave it out")
+    goal = _goal(latency, profile, latency_table)
     artifact = verb(
         resolve_checkpoint(checkpoint),
         out=output,
-        ratio=ratio,
+        ratio=0.5 if ratio is None and goal is None else ratio,
+        goal=goal,
         attention_ratio=attention_ratio,
         layer_ratio=layer_ratio,
         hidden_ratio=hidden_ratio,
@@ -115,6 +143,7 @@ def prune(
         method=method.value,
         data=data,
         calibration_tokens=calibration_tokens,
+        columns=None if text is None else TextColumns(text=text, pair=pair),
         seed=seed,
         force=force,
         progress=progress(as_json),
@@ -122,7 +151,20 @@ def prune(
     done(artifact, as_json)
 
 
+def _goal(latency: str | None, profile: str | None, table: Path | None) -> "Goal | None":
+    """What --latency and --profile come to."""
+    if latency is None or profile is None:
+        if latency or profile or table:
+            raise InputError("--latency and --profile go together, and --latency-table with them: give both or neither")
+        return None
+    from slmdeploy.latency import goal_of
+    from slmdeploy.specs import load_profile
+
+    return goal_of(latency, load_profile(profile), table)
+
+
 def distill(
+    context: typer.Context,
     teacher: Annotated[str, typer.Argument(help="Teacher checkpoint: folder or Hugging Face id.")],
     student: Annotated[str, typer.Argument(help="Student checkpoint to train: folder or Hugging Face id.")],
     output: Out,
@@ -162,6 +204,12 @@ def distill(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for what the teacher does once, for further stages too.")
     ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Of encoders: --data is a table, and this its column of texts.")
+    ] = None,
+    pair: Pair = None,
+    label: Annotated[str | None, typer.Option(help="Of encoders: column of the label, for --ce-share.")] = None,
+    relation_weight: Annotated[float, typer.Option(help="Of embedders: weight of the loss of relations.")] = 0.0,
     dtype: Annotated[Dtype, typer.Option(help="Mixed precision, or full.")] = Dtype.BF16,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints to resume from.")] = 100,
@@ -170,6 +218,11 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a student on its teacher's distributions; a killed run goes on from its last saved step."""
+    if text is not None:
+        done(distill_texts(context), as_json)
+        return
+    if pair or label or relation_weight:
+        raise InputError("--pair, --label and --relation-weight are of encoders: give --text too, or leave them out")
     from slmdeploy.checkpoint import resolve_checkpoint
     from slmdeploy.compress.distill import distill as verb
     from slmdeploy.specs import distill_stage
@@ -274,13 +327,16 @@ def build(
         str | None, typer.Option("--target", help="Shipped name or .toml; default: this machine.")
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Data folder for the quality gate.")] = None,
+    workload: Annotated[
+        str | None, typer.Option("--workload", help="Lengths a GPU's compiler tunes for, e.g. generate-512-64.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 when a gate fails.")] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Compile a graph under a profile; its gates are measured and recorded."""
     from slmdeploy.building.build import build as verb
-    from slmdeploy.specs import load_profile, load_target
+    from slmdeploy.specs import load_profile, load_target, named_workload
 
     artifact = verb(
         graph,
@@ -288,6 +344,7 @@ def build(
         target=load_target(target) if target else None,
         out=output,
         data=data,
+        workload=named_workload(workload) if workload else None,
         force=force,
         progress=progress(as_json),
     )

@@ -1,4 +1,4 @@
-"""Figures of builds: profile here or elsewhere, estimate, evaluate."""
+"""Figures of builds: profile here or elsewhere, estimate, evaluate, and of servers: verify-budget."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from slmdeploy.commands.options import Force, Json, Out, Threads, progress
-from slmdeploy.errors import InputError
+from slmdeploy.errors import InfeasibleError, InputError
 
 
 def profile(
@@ -27,6 +27,12 @@ def profile(
     search: Annotated[
         bool, typer.Option("--search", help="First find the session options under which each build is fastest.")
     ] = False,
+    draft: Annotated[
+        Path | None, typer.Option(help="A smaller build: measure each build with it as draft too, on text of --data.")
+    ] = None,
+    prompt_lookup: Annotated[
+        bool, typer.Option("--prompt-lookup", help="Measure each build with prompt lookup too, on text of --data.")
+    ] = False,
     threads: Threads = None,
     remote: Annotated[
         str | None, typer.Option(help="user@host or user@host:port: measure there, over ssh; -o is a .json file.")
@@ -38,6 +44,7 @@ def profile(
     """Measure speed and quality of builds on this machine, interleaved."""
     from slmdeploy import console
     from slmdeploy.checkpoint import resolve_checkpoint
+    from slmdeploy.profiling.drafts import Drafts
     from slmdeploy.profiling.profile import EFFORT, measured_rows, profile_to_file
     from slmdeploy.profiling.profile import profile as verb
     from slmdeploy.profiling.remote import profile_options, profile_remote
@@ -51,11 +58,14 @@ def profile(
         "watch": tuple(watch or ()),
         "threads": threads,
         "search": search,
+        "drafts": Drafts(draft, prompt_lookup),
         "force": force,
         "progress": progress(as_json),
     }
     if threads is not None and search:
         raise InputError(f"--threads {threads} does not go with --search, which finds them: leave one out")
+    if remote and (draft or prompt_lookup):
+        raise InputError("--draft and --prompt-lookup do not go with --remote: measure them on that machine itself")
     if remote:
         files = (recipe, data, options["baseline"])
         words = profile_options(workload or [], *files, watch or [], precision, limit, threads, search)
@@ -135,3 +145,42 @@ def evaluate(
         console.print_json({"path": str(output), **report})
     else:
         console_evaluation.print_evaluation(report)
+
+
+def verify_budget(
+    url: Annotated[str, typer.Argument(help="Where the server is: http://HOST:PORT.")],
+    recipe: Annotated[Path, typer.Option(help="The recipe whose workloads are sent and whose budget must hold.")],
+    model: Annotated[str, typer.Option(help="The model to ask for; default: the first of /v1/models.")] = "",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with the model's tokenizer.json: texts to score or encode need it.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Where the server runs, for limits that are for one target.")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the key that the server asks for.")] = None,
+    limit: Annotated[float, typer.Option(min=0.1, help="Most seconds of load under one workload.")] = 6.0,
+    as_json: Json = False,
+) -> None:
+    """Send the profiler's load to a live server and say whether it keeps the budget (exit 3 where not)."""
+    from slmdeploy import console, console_selection
+    from slmdeploy.profiling.live import verify_budget as verb
+    from slmdeploy.profiling.live_http import Server, read_key
+    from slmdeploy.profiling.profile import EFFORT
+    from slmdeploy.specs import load_recipe
+
+    asked = load_recipe(recipe)
+    report = verb(
+        Server.at(url, model, None if api_key_file is None else read_key(api_key_file)),
+        workloads=asked.workload,
+        budget=asked.parsed_budget(),
+        tokenizer=tokenizer,
+        target=target,
+        effort=replace(EFFORT, limit_s=limit),
+        progress=progress(as_json),
+    )
+    if as_json:
+        console.print_json(report.to_dict())
+    else:
+        console_selection.print_live(report)
+    if not report.passed:
+        raise InfeasibleError(f"the server does not keep the budget: {'; '.join(report.reasons)}")

@@ -1,10 +1,9 @@
-"""Records of text and of scoring, read through `datasets` and packed into rows of tokens for training and calibration.
+"""Records of text and of scoring, read through `datasets`, as pieces of tokens for training and calibration.
 
 A generate record (prompt, completion) counts its completion; a text record counts all of it; a score record (prefix,
-items, labels) counts each item's label word as much as all the tokens before it together. Several records share a
-row: positions restart at each, and transformers keeps such sequences from seeing each other. Tokens are those of the
+items, labels) counts each item's label word as much as all the tokens before it together. Tokens are those of the
 runtime: BOS and prompt by the tokenizer's own post-processor, the rest encoded apart and appended. Knows nothing of
-models and losses.
+rows, models and losses.
 """
 
 import random
@@ -15,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from datasets import IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from tokenizers import Tokenizer
@@ -28,7 +26,6 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "te
 COLUMNS = {"generate": {"prompt", "completion"}, "text": {"text"}, "score": {"prefix", "items", "labels"}}
 SHUFFLE_BUFFER = 50_000
 ENCODE_AT_ONCE = 64
-LEAST_COUNTED = 32
 # What datasets raises for files and datasets that are not as they should be; parsers raise kinds of ValueError.
 UNREADABLE = (ValueError, TypeError, DatasetGenerationError, DatasetNotFoundError, ConnectionError)
 
@@ -48,6 +45,14 @@ class Source:
             yield record
 
 
+@dataclass(frozen=True)
+class Part:
+    """A source of a mixture, and how many rows it gives for each of the other parts' of its kind."""
+
+    weight: float
+    source: Source
+
+
 @dataclass
 class Tally:
     """What became of the records, for the manifest."""
@@ -57,6 +62,7 @@ class Tally:
     dropped: int = 0
     counted_tokens: int = 0
     row_tokens: int = 0
+    rows_of_parts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -260,89 +266,6 @@ def _checked_items(source: Source, record: dict[str, Any]) -> tuple[list[str], l
     if not isinstance(labels, list) or len(labels) != len(items) or any(label not in (0, 1) for label in labels):
         raise InputError(f"{where}: labels must be one 0 or 1 for each of the {len(items)} items")
     return items, labels
-
-
-def rows(stream: Iterator[Piece], texts: Texts, length: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Pack pieces into rows of ``length`` tokens: input_ids, position_ids, queries (int64 [length]), weights [length].
-
-    ``weights[t]`` is the weight of predicting token t; a row's weights sum to one, so that rows count alike whatever
-    they hold. ``queries`` is the number of the query at the label words of its items and 0 elsewhere; items that the
-    end of a row parts from the others of their query are a list of their own. A piece of text is cut to the room that
-    is left when enough of what counts stays.
-    """
-    waiting = next(stream)
-    while True:
-        ids: list[int] = []
-        weights: list[float] = []
-        positions: list[int] = []
-        queries: list[int] = []
-        while len(ids) < length:
-            room = length - len(ids)
-            taken = min(len(waiting.ids), room)
-            if taken < len(waiting.ids) and sum(waiting.weights[:taken]) < LEAST_COUNTED:
-                break
-            ids += waiting.ids[:taken]
-            weights += waiting.weights[:taken]
-            positions += range(taken)
-            queries += [0] * (taken - 1) + [waiting.query if taken == len(waiting.ids) else 0]
-            waiting = next(stream)
-        texts.tally.counted_tokens += sum(weight > 0 for weight in weights)
-        texts.tally.row_tokens += length
-        yield _tensors(ids, weights, positions, queries, length)
-
-
-def _tensors(
-    ids: list[int], weights: list[float], positions: list[int], queries: list[int], length: int
-) -> dict[str, torch.Tensor]:
-    room = length - len(ids)
-    padded = torch.tensor(weights + [0.0] * room)
-    return {
-        "input_ids": torch.tensor(ids + [0] * room),
-        "position_ids": torch.tensor(positions + list(range(room))),
-        "queries": torch.tensor(queries + [0] * room),
-        "weights": padded / padded.sum(),
-    }
-
-
-def answered_pieces(pairs: list[tuple[list[int], list[int]]], length: int, seed: int) -> Iterator[Piece]:
-    """Pieces of prompts and answers that are tokens already, as `pieces` makes them of records; answers count."""
-    picker = random.Random(seed)
-    while True:
-        for prompt, answer in picker.sample(pairs, len(pairs)):
-            ids, weights = prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)
-            yield Piece(ids[:length], weights[:length])
-
-
-def mixed_rows(
-    sources: dict[Kind, Source],
-    texts: Texts,
-    *,
-    length: int,
-    score_share: float,
-    seed: int,
-    answers: list[tuple[list[int], list[int]]] | None = None,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Rows of both kinds without end, ``score_share`` of them scoring ones, spread evenly; ``is_text`` tells which.
-
-    ``answers`` are pairs of prompt and answer ids that stand for the generate records. Raises InputError when a kind
-    that is asked for is not in the data.
-    """
-    streams: dict[Kind, Iterator[dict[str, torch.Tensor]]] = {}
-    shares: dict[Kind, float] = {"generate": 1 - score_share, "score": score_share}
-    for kind, share in shares.items():
-        if share > 0 and kind not in sources:
-            raise InputError(f"the data has no {kind} records: add them or set score_share to {1 - round(score_share)}")
-        if share > 0:
-            stream = pieces(sources[kind], texts, length, seed)
-            if answers is not None and kind == "generate":
-                stream = answered_pieces(answers, length, seed)
-            streams[kind] = rows(stream, texts, length)
-    owed = 0.0
-    while True:
-        owed += score_share
-        turn: Kind = "score" if owed >= 1 - 1e-9 else "generate"
-        owed -= turn == "score"
-        yield {**next(streams[turn]), "is_text": torch.tensor(turn == "generate")}
 
 
 def prompts(source: Source, texts: Texts, *, length: int, count: int, seed: int) -> list[list[int]]:

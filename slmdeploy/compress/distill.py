@@ -1,28 +1,24 @@
 """`distill`: a student checkpoint learns a teacher's next-token distributions; one call is one stage.
 
-Checks that the two fit, keeps the work folder, has the stage run (stage.py) and writes an ordinary checkpoint with its
-log. A killed stage goes on from the last Trainer checkpoint, which lies beside the output in `.NAME.work` and goes when
-the stage is done. Imports torch only when it runs, and knows nothing of losses or layers.
+Checks that the two fit and has the stage run (stage.py), which writes an ordinary checkpoint with its log and goes on
+after a kill (resuming.py). Imports torch only when it runs, and knows nothing of losses or layers.
 """
 
 import json
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmdeploy.artifacts import Artifact, content_key, open_artifact, writing
+from slmdeploy.artifacts import Artifact
 from slmdeploy.checkpoint import LABELS, Weights, read_config, resolve_checkpoint, tokenizer_file
+from slmdeploy.compress.resuming import train_into, work_folder
 from slmdeploy.errors import InputError
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
-from slmdeploy.specs import DistillStage
+from slmdeploy.specs import DistillStage, data_inputs, is_mixture
 
 if TYPE_CHECKING:
     from slmdeploy.compress.stage import StageRun
-
-KEY_FILE = "content_key"
 
 
 def distill(
@@ -40,8 +36,9 @@ def distill(
     """Run one stage and write the student at ``out`` as a checkpoint with ``training_log.jsonl``.
 
     ``teacher`` and ``student`` are folders or Hugging Face ids; ``data`` is a folder, a file or a dataset's id (see
-    data.py). ``cache`` is a folder for what the teacher does only once, its texts and its distributions over fixed
-    rows, which further stages with the same rows read; without it that goes with the work folder. ``result`` holds
+    data.py), or a mixture of these (a .toml file, mixtures.py). ``cache`` is a folder for what the teacher does only
+    once, its texts and its distributions over fixed rows, which further stages with the same rows read; without it that
+    goes with the work folder. ``result`` holds
     steps, tokens, processes, the tally of records, and for ``eval_rows`` rows of the valid split the parts of the loss
     in nats before and after. Under `accelerate launch` every process calls this, and the first one writes.
 
@@ -52,66 +49,19 @@ def distill(
     teacher_path, student_path = resolve_checkpoint(teacher), resolve_checkpoint(student)
     _check_fit(teacher_path, student_path)
     plan = {"verb": "distill", "stage": stage.model_dump(mode="json"), "labels": list(labels)}
-    inputs = {"teacher": teacher_path, "student": student_path}
-    if Path(data).exists():
-        inputs["data"] = Path(data)
-    else:
-        plan["data"] = str(data)
-    work = out.parent / f".{out.name}.work"
+    inputs, named = data_inputs(data)
+    plan |= named
+    inputs |= {"teacher": teacher_path, "student": student_path}
+    source = Path(data) if inputs.keys() & {"data"} or is_mixture(data) else str(data)
+    work = work_folder(out)
 
     def load(progress: Progress) -> "StageRun":
         from slmdeploy.compress.stage import Places, StageRun  # brings torch, which a finished stage need not wait for
 
-        places = Places(teacher_path, student_path, inputs.get("data", str(data)), work, cache or work / "teacher")
+        places = Places(teacher_path, student_path, source, work, cache or work / "teacher")
         return StageRun(places, stage, labels, progress)
 
-    if _follows():
-        return _follow(load(SILENT), work, out)
-    with writing(out, kind="checkpoint", plan=plan, inputs=inputs, force=force) as draft:
-        _prepare(work, content_key("checkpoint", plan, inputs))
-        resume = _last_whole(work)
-        run = load(progress or SILENT)
-        run.wait()
-        try:
-            draft.result.update(run.train(resume))
-        except InputError as error:
-            raise _ended(error, run, out, plan, inputs, work) from error
-        run.save(draft.path)
-    run.wait()
-    shutil.rmtree(work, ignore_errors=True)
-    return open_artifact(out, "checkpoint")
-
-
-def _follows() -> bool:
-    """Whether this is not the first of several processes; torchrun and `accelerate launch` number them."""
-    return int(os.environ.get("RANK", "0")) > 0
-
-
-def _follow(run: "StageRun", work: Path, out: Path) -> Artifact:
-    """Train along; files are the first process's."""
-    run.wait()
-    run.train(_last_whole(work))
-    run.wait()
-    return open_artifact(out, "checkpoint")
-
-
-def _ended(
-    error: InputError, run: "StageRun", out: Path, plan: dict[str, Any], inputs: dict[str, Path], work: Path
-) -> InputError:
-    """The error of a stage that cannot go on, which also says where the student of the last checkpoint is kept."""
-    last = _last_whole(work)
-    if last is None:
-        shutil.rmtree(work, ignore_errors=True)
-        return error
-    step = int(last.name.split("-")[1])
-    key = content_key("checkpoint", plan, inputs)[:8]
-    kept = out.parent / f"{out.name}.{key}-step-{step}"
-    if not kept.exists():
-        with writing(kept, kind="checkpoint", plan={**plan, "stopped_at": step}, inputs=inputs) as draft:
-            run.go_back(last)
-            run.save(draft.path)
-    shutil.rmtree(work, ignore_errors=True)
-    return InputError(f"{error}; the student as of step {step} is kept in {kept}")
+    return train_into(out, load, plan=plan, inputs=inputs, force=force, progress=progress or SILENT)
 
 
 def _check_fit(teacher: Path, student: Path) -> None:
@@ -128,14 +78,15 @@ def _check_fit(teacher: Path, student: Path) -> None:
             f"teacher {teacher} has a vocabulary of {sizes[0]} and student {student} of {sizes[1]}: "
             f"resize the student's embeddings to {sizes[0]}"
         )
-    counts = [_parameters(Weights(path)) for path in (teacher, student)]
+    counts = [parameters(Weights(path)) for path in (teacher, student)]
     if counts[1] > counts[0]:
         raise InputError(
             f"student {student} has {counts[1]:,} parameters and teacher {teacher} only {counts[0]:,}: swap the two"
         )
 
 
-def _parameters(weights: Weights) -> int:
+def parameters(weights: Weights) -> int:
+    """How many numbers a checkpoint holds."""
     return sum(math.prod(weights.shape(name)) for name in weights)
 
 
@@ -147,24 +98,3 @@ def token_ids(checkpoint: Path) -> tuple[Any, ...]:
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
     added = {token["id"]: token["content"] for token in content.get("added_tokens", [])}
     return model.get("type"), model["vocab"], merges, added, content.get("normalizer"), content.get("pre_tokenizer")
-
-
-def _prepare(work: Path, key: str) -> None:
-    """The folder of Trainer checkpoints beside the output; what another plan or other inputs left there is removed."""
-    marker = work / KEY_FILE
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != key:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        marker.write_text(key, encoding="utf-8")
-
-
-def _last_whole(work: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: the Trainer writes its state last."""
-    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(folder)  # killed while being written
-            continue
-        return folder
-    return None

@@ -1,4 +1,4 @@
-"""The decoder families as pruning sees them, each a row of data: which dimensions of which tensors a group takes along.
+"""The families as pruning sees them, each a row of data: which dimensions of which tensors a group takes along.
 
 Every dimension of a tensor has a label, "hidden", "neurons", "queries" or "keys", or several joined by "+" where a
 family stores parts in one tensor. A row also says which groups a family's config has no words for, and why. Supporting
@@ -43,7 +43,8 @@ class Family:
     `norms` are those over the hidden width, `bound` the groups that cannot go and why. `whole_heads`: config classes
     that refuse a hidden size which the query heads do not divide. `scaled_by_width`: embeddings are multiplied by the
     root of the hidden size. `longrope_by_width`: a config class that derives the length of longrope's factors from
-    hidden size and heads, whatever head_dim says. `norm_offset` is added to a norm's stored weight.
+    hidden size and heads, whatever head_dim says. `norm_offset` is added to a norm's stored weight. `encoder`: sees the
+    whole text at once, and has no config field for fewer heads, so that the config then lists `layer_shapes`.
     """
 
     linear: Mapping[str, Axes] = field(default_factory=lambda: {**_QKV, **_GATED, **_OUT})
@@ -62,6 +63,12 @@ class Family:
     longrope_by_width: bool = False
     norm_offset: float = 0.0
     transposed: bool = False
+    encoder: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of the base's tensors; nothing where the base is the whole model."""
+        return f"{self.base}." if self.base else ""
 
     @property
     def fused(self) -> bool:
@@ -80,14 +87,14 @@ class Family:
 
     def model_axes(self, name: str) -> tuple[Axes | None, int | None]:
         """The axes of any tensor of the causal model, and the layer that it belongs to."""
-        stack = f"{self.base}.{self.stack}."
+        stack = f"{self.prefix}{self.stack}."
         if name.startswith(stack):
             index, _, rest = name.removeprefix(stack).partition(".")
             return self.layer_axes(rest), int(index)
         module = name.rpartition(".")[0]
-        if module in (self.head, *(f"{self.base}.{part}" for part in self.embeddings)):
+        if module in (self.head, *(f"{self.prefix}{part}" for part in self.embeddings)):
             return (("rows", "hidden") if name.endswith(".weight") else ("rows",)), None
-        return (("hidden",) if module == f"{self.base}.{self.final_norm}" else None), None
+        return (("hidden",) if module == f"{self.prefix}{self.final_norm}" else None), None
 
     def size(self, config: Mapping[str, Any], what: str) -> int | None:
         """A size of config.json by its label in `sizes`; None where the field is absent."""
@@ -156,7 +163,59 @@ FAMILIES: dict[str, Family] = {
         mlp_out="mlp.c_proj",
     ),
 }
-"""By the model_type of config.json."""
+"""Decoders, by the model_type of config.json."""
+
+_WHOLE = "the residual stream of an encoder is normalised behind every part, and its pooler reads it whole"
+_BERT = Family(
+    linear={
+        "attention.self.query": ("queries", "hidden"),
+        "attention.self.key": ("keys", "hidden"),
+        "attention.self.value": ("keys", "hidden"),
+        "attention.output.dense": ("hidden", "queries"),
+        "intermediate.dense": ("neurons", "hidden"),
+        "output.dense": ("hidden", "neurons"),
+    },
+    attention_out="attention.output.dense",
+    mlp_out="output.dense",
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    base="bert",
+    stack="encoder.layer",
+    embeddings=(),
+    sizes={name: value for name, value in _SIZES.items() if name != "kv_heads"},
+    bound={"hidden": _WHOLE},
+    encoder=True,
+)
+_ROBERTA = replace(_BERT, base="roberta")
+
+ENCODERS: dict[str, Family] = {
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "electra": replace(_BERT, base="electra"),
+    "distilbert": Family(
+        linear={
+            "attention.q_lin": ("queries", "hidden"),
+            "attention.k_lin": ("keys", "hidden"),
+            "attention.v_lin": ("keys", "hidden"),
+            "attention.out_lin": ("hidden", "queries"),
+            "ffn.lin1": ("neurons", "hidden"),
+            "ffn.lin2": ("hidden", "neurons"),
+        },
+        attention_out="attention.out_lin",
+        mlp_out="ffn.lin2",
+        norms=("sa_layer_norm", "output_layer_norm"),
+        base="distilbert",
+        stack="transformer.layer",
+        embeddings=(),
+        sizes={"hidden": "dim", "neurons": "hidden_dim", "heads": "n_heads", "layers": "n_layers"},
+        bound={"hidden": _WHOLE},
+        encoder=True,
+    ),
+}
+"""Encoders, by the model_type of config.json."""
+
+ROWS = FAMILIES | ENCODERS
 
 
 @dataclass(frozen=True)
@@ -182,16 +241,16 @@ class Shape:
 def family_of(checkpoint: Path, config: Mapping[str, Any]) -> Family:
     """The row of a checkpoint; UnsupportedModelError for another family, InputError for layers of unequal sizes."""
     known = config.get("model_type")
-    if known not in FAMILIES:
+    if known not in ROWS:
         raise UnsupportedModelError(
-            f"{checkpoint}: model_type = {known!r} cannot be pruned, only {', '.join(sorted(FAMILIES))}"
+            f"{checkpoint}: model_type = {known!r} cannot be pruned, only {', '.join(sorted(ROWS))}"
         )
     if config.get("layer_shapes") is not None:
         raise InputError(
             f"{checkpoint}: its layers have sizes of their own (config field layer_shapes), so it has been pruned "
             "unevenly before: prune the checkpoint that it was made from"
         )
-    family, rope = FAMILIES[known], config.get("rope_parameters") or config.get("rope_scaling") or {}
+    family, rope = ROWS[known], config.get("rope_parameters") or config.get("rope_scaling") or {}
     if family.longrope_by_width and rope.get("rope_type", rope.get("type", "default")) != "default":
         return replace(family, bound={"kv_heads": _LONGROPE, "hidden": _LONGROPE})
     return family
@@ -199,7 +258,7 @@ def family_of(checkpoint: Path, config: Mapping[str, Any]) -> Family:
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """The shape that the config of a known family describes, by the fields of its own names."""
-    family = FAMILIES[config["model_type"]]
+    family = ROWS[config["model_type"]]
     hidden, heads, layers = (_needed(config, family, what) for what in ("hidden", "heads", "layers"))
     kv_heads = family.size(config, "kv_heads") or heads
     head_dim = None if "hidden" in family.bound else config.get("head_dim")

@@ -1,24 +1,28 @@
-"""A loaded causal model by the names of its family: its layers, a layer's parts, and one calibration row through it.
+"""A loaded model by the names of its family: its layers, a layer's parts, and one calibration row through it.
 
 What calibration.py, activations.py and depth.py share, so that none of them knows where a family keeps anything.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slmdeploy.compress.families import FAMILIES, Family
+from slmdeploy.compress.families import ROWS, Family
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Calibration rows: ids and positions, int64 [rows, length], and which tokens are real, bool [rows, length]."""
+    """Calibration rows: ids and positions, int64 [rows, length], and which tokens are real, bool [rows, length].
+
+    ``token_types`` are those of pairs, which an encoder may have a use for.
+    """
 
     input_ids: Tensor
     position_ids: Tensor
     valid: Tensor
+    token_types: Tensor | None = None
 
 
 class Bypass(nn.Module):
@@ -30,23 +34,25 @@ class Bypass(nn.Module):
 
 
 class Frame:
-    """A causal model whose family is in the table."""
+    """A model whose family is in the table; of an encoder with any head, or with none."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.family: Family = FAMILIES[model.config.model_type]
+        family = ROWS[model.config.model_type]
+        whole = family.encoder and model.base_model is model
+        self.family: Family = replace(family, base="") if whole else family
         self.base: Any = model.get_submodule(self.family.base)
 
     @property
     def layers(self) -> nn.ModuleList:
         """The layers of the model, in order."""
-        stack = getattr(self.base, self.family.stack)
+        stack = self.base.get_submodule(self.family.stack)
         assert isinstance(stack, nn.ModuleList)
         return stack
 
     def put(self, layers: nn.ModuleList) -> None:
         """Give the model other layers."""
-        setattr(self.base, self.family.stack, layers)
+        self.base.set_submodule(self.family.stack, layers)
 
     def part(self, layer: int, module: str) -> Any:
         """A module of a layer by its path below the layer."""
@@ -60,7 +66,19 @@ class Frame:
     def run(self, rows: Rows, row: int) -> None:
         """Run one row through the base model, without its head; what is wanted of it is caught by hooks."""
         at = slice(row, row + 1)
-        self.base(input_ids=rows.input_ids[at], position_ids=rows.position_ids[at], use_cache=False)
+        if self.family.encoder:
+            self.base(**_whole_texts(rows, at))
+        else:
+            self.base(input_ids=rows.input_ids[at], position_ids=rows.position_ids[at], use_cache=False)
+
+    @torch.no_grad()
+    def answer(self, rows: Rows) -> Tensor:
+        """What the whole model says of the first row: logits, or of an encoder without a head its states."""
+        if self.family.encoder:
+            said: Tensor = self.model(**_whole_texts(rows, slice(1)))[0]
+        else:
+            said = self.model(input_ids=rows.input_ids[:1], use_cache=False).logits
+        return said
 
     def weight(self, layer: int, module: str) -> Tensor:
         """A linear layer's weight [d_in, d_out] in float64, however the family stores it."""
@@ -71,6 +89,11 @@ class Frame:
     def set_weight(self, layer: int, module: str, weight: Tensor) -> None:
         """Put a weight [d_in, d_out] in the place of a linear layer's."""
         self.part(layer, module).weight.copy_(weight if self.family.transposed else weight.T)
+
+
+def _whole_texts(rows: Rows, at: slice) -> dict[str, Tensor]:
+    found = {"input_ids": rows.input_ids[at], "attention_mask": rows.valid[at].long()}
+    return found if rows.token_types is None else found | {"token_type_ids": rows.token_types[at]}
 
 
 def stream_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -15,13 +15,15 @@ from accelerate import PartialState, load_checkpoint_in_model
 
 from slmdeploy.artifacts import content_key
 from slmdeploy.compress import layers, loading
-from slmdeploy.compress.data import Kind, Source, Texts, make_texts, mixed_rows, open_sources, prompts
+from slmdeploy.compress.data import Kind, Texts, make_texts
+from slmdeploy.compress.mixtures import Sources, open_data, prompts_of, require_both_labels
+from slmdeploy.compress.packing import mixed_rows
 from slmdeploy.compress.responses import Pair, written_by
 from slmdeploy.compress.teachers import CachedTeacher, CachePlan, LiveTeacher, Row, keep
 from slmdeploy.compress.training import Distiller, Lesson, Rows
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress
-from slmdeploy.specs import DistillStage
+from slmdeploy.specs import DistillStage, data_inputs
 
 PROMPT_POOL = 4096
 EVAL_SEED = 0
@@ -48,9 +50,11 @@ class StageRun:
         self.places, self.stage, self.labels, self.progress = places, stage, labels, progress
         self.config = loading.load_config(places.student)
         with loading.quiet():
-            self.sources, self.valid = open_sources(places.data, "train"), open_sources(places.data, "valid")
+            self.sources, self.valid = open_data(places.data, "train"), open_data(places.data, "valid")
             ends = loading.end_ids(self.config)
             scored = stage.score_share > 0
+            if scored:
+                require_both_labels(self.sources.get("score", ()), str(places.data))
             self.texts = make_texts(places.student, ends, labels, scored, stage.score_items)
             self.trainer = self._trainer(self._student())
 
@@ -83,9 +87,7 @@ class StageRun:
             lesson = Lesson(rows, teacher, teacher, written, self.texts.label_ids)
         return Distiller(student, lesson, stage, work=self.places.work, progress=self.progress)
 
-    def _rows(
-        self, sources: dict[Kind, Source], texts: Texts, seed: int, answers: list[Pair] | None = None
-    ) -> Iterator[Row]:
+    def _rows(self, sources: Sources, texts: Texts, seed: int, answers: list[Pair] | None = None) -> Iterator[Row]:
         share, length = self.stage.score_share, self.stage.length
         return mixed_rows(sources, texts, length=length, score_share=share, seed=seed, answers=answers)
 
@@ -95,7 +97,7 @@ class StageRun:
                 "on_policy and seq_kd_texts need generate records to take prompts from: add them or set both to 0"
             )
         room = self.stage.length - self.stage.response_tokens
-        return prompts(self.sources["generate"], self.texts, length=room, count=count, seed=self.stage.seed)
+        return prompts_of(self.sources["generate"], self.texts, length=room, count=count, seed=self.stage.seed)
 
     def _answers(self, teacher: Any) -> list[Pair]:
         """What the teacher writes in the data's place."""
@@ -120,12 +122,8 @@ class StageRun:
         """A name for what the teacher gives under these fields of the stage, this data and these models."""
         plan: dict[str, Any] = {name: getattr(self.stage, name) for name in fields}
         plan |= {"labels": list(self.labels), "vocabulary": self.config.vocab_size, "end": list(self.texts.end)}
-        inputs = {"teacher": self.places.teacher}
-        if isinstance(self.places.data, Path):
-            inputs["data"] = self.places.data
-        else:
-            plan["data"] = self.places.data
-        return content_key("teacher", plan, inputs)[:16]
+        inputs, named = data_inputs(self.places.data)
+        return content_key("teacher", plan | named, inputs | {"teacher": self.places.teacher})[:16]
 
     def train(self, resume: Path | None) -> dict[str, Any]:
         """Train from ``resume`` or the start; returns what the manifest tells of it."""

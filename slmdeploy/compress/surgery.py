@@ -45,7 +45,7 @@ def shorten(model: Any, kept: Sequence[int]) -> Any:
     for name in PER_LAYER:
         if (entries := getattr(config, name, None)) is not None:
             setattr(config, name, [entries[index] for index in kept])
-    stack = f"{frame.family.base}.{frame.family.stack}."
+    stack = f"{frame.family.prefix}{frame.family.stack}."
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(stack)}
     for place, index in enumerate(kept):
         layer = frame.layers[index].state_dict()
@@ -58,13 +58,15 @@ def cut(model: Any, kept: Sequence[Kept]) -> Any:
     frame, shape = Frame(model), config_shape(model.config)
     config = copy.deepcopy(model.config)
     sizes = [(len(one.kv_heads) * shape.queries_per_kv, len(one.kv_heads), len(one.neurons)) for one in kept]
-    if len(set(sizes)) == 1:
+    alike, fewer_heads = len(set(sizes)) == 1, len(kept[0].kv_heads) != shape.kv_heads
+    if alike and not (fewer_heads and frame.family.encoder):
         _set_widths(config, frame.family, shape, kept[0])
         shapes = None
     else:
         shapes = [dict(zip(LAYER_SIZES, one, strict=True)) for one in sizes]
         config.layer_shapes = shapes
-        config.head_dim = shape.head_dim
+        if not frame.family.encoder:  # whose config has the heads that there were, and so says it
+            config.head_dim = shape.head_dim
     chosen = [_indices(one, shape) for one in kept]
     state = {
         name: _take(tensor, axes, {} if layer is None else chosen[layer], shape)
@@ -145,7 +147,8 @@ def _made(model: Any, config: Any, state: dict[str, Tensor], shapes: Sequence[Ma
     if shapes is not None:
         resize(smaller, shapes)
     smaller.load_state_dict(state)
-    smaller.generation_config = copy.deepcopy(model.generation_config)
+    if not Frame(model).family.encoder:
+        smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller.to(next(model.parameters()).dtype).eval()
 
 
@@ -228,13 +231,6 @@ def _label_norms(tensors: Mapping[str, tuple[Tensor, Axes | None]], shape: Shape
             for part, share in zip(parts, squares.split([full[part] for part in parts]), strict=True):
                 sums[part] = sums.get(part, torch.zeros_like(share)) + share
     return sums
-
-
-@torch.no_grad()
-def logits_of(model: Any, input_ids: Tensor) -> Tensor:
-    """The logits of a model on ``input_ids`` [rows, length]."""
-    logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
-    return logits
 
 
 class OverKept(nn.Module):

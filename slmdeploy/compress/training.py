@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
@@ -143,6 +143,15 @@ def training_arguments(stage: DistillStage, work: Path) -> TrainingArguments:
     )
 
 
+class Diverging(Protocol):
+    """A trainer of ours: its model, and the error that ends a training which cannot go on."""
+
+    model: Any
+
+    def diverged(self, what: str, step: int) -> InputError:
+        """That error, with what was seen at which step."""
+
+
 class Distiller(Trainer):
     """Minimises the distance between teacher and student over packed rows (data.py)."""
 
@@ -152,7 +161,7 @@ class Distiller(Trainer):
         self.layers = LayerLoss(student, lesson.model.model, stage) if stage.compares_layers else None
         super().__init__(model=student, args=training_arguments(stage, work), train_dataset=lesson.rows)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Guard(self))
+        self.add_callback(Guard(self))
         self.add_callback(_Reporter(self, stage, progress))
         self.lesson, self.stage = lesson, stage
         self.distance = Objective(
@@ -293,10 +302,10 @@ class Distiller(Trainer):
         super().log({**logs, **self.latest} if "loss" in logs else logs, *args, **kwargs)
 
 
-class _Guard(TrainerCallback):
+class Guard(TrainerCallback):
     """Lets no checkpoint be written of weights that are not finite: the last one is then always good."""
 
-    def __init__(self, trainer: Distiller) -> None:
+    def __init__(self, trainer: "Diverging") -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

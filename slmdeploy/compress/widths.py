@@ -5,6 +5,7 @@ finds what each removal would cost in each layer, and allocation.py distributes.
 checkpoints.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -130,7 +131,8 @@ class Widths:
 
     def _allocated(self, counts: dict[str, list[int]], progress: Progress) -> dict[str, list[int]]:
         """How many groups each layer keeps where together they keep as many as ``counts``."""
-        costs = self._costs(counts, progress)
+        # the sides from which anything goes
+        costs = self._costs([side for side in self.sides if counts[side.name][0] != side.count], progress)
         self.explained = {"kind": "global", "reason": REASON}
         for side in self.sides:
             if side.name not in costs:
@@ -141,9 +143,11 @@ class Widths:
             self.explained[side.name] = [asdict(share) for share in shares]
         return counts
 
-    def _costs(self, counts: dict[str, list[int]], progress: Progress) -> dict[str, list[list[float]]]:
-        """The costs of each removal by side and layer of the dense model, for the sides from which anything goes."""
-        sides = [side for side in self.sides if counts[side.name][0] != side.count]
+    def costs(self, progress: Progress) -> dict[str, list[list[float]]]:
+        """What each removal costs by side and layer of the dense model, in the order of removal, relative."""
+        return self._costs(self.sides, progress)
+
+    def _costs(self, sides: Sequence[Side], progress: Progress) -> dict[str, list[list[float]]]:
         if self.method != "osscar":
             return {side.name: [importance.score_costs(one) for one in self.scores[side.name]] for side in sides}
         costs: dict[str, list[list[float]]] = {side.name: [] for side in sides}

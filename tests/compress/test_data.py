@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slmdeploy.compress.data import Piece, Texts, make_texts, mixed_rows, open_sources, pieces, prompts, rows
+from slmdeploy.compress.data import Piece, Texts, make_texts, open_sources, pieces, prompts
+from slmdeploy.compress.packing import mixed_rows, rows
 from slmdeploy.errors import InputError
 
 LABELS = (" no", " yes")

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 
 from slmdeploy.artifacts import Artifact, open_artifact
 from slmdeploy.checkpoint import Weights
-from slmdeploy.compress.distill import _last_whole, distill
+from slmdeploy.compress.distill import distill
+from slmdeploy.compress.resuming import last_whole
 from slmdeploy.compress.training import Distiller
 from slmdeploy.errors import InputError, OutputExistsError, UnsupportedModelError
 from slmdeploy.specs import DistillStage, distill_stage
@@ -148,7 +149,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert _last_whole(tmp_path) == tmp_path / "checkpoint-2"
+    assert last_whole(tmp_path) == tmp_path / "checkpoint-2"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 

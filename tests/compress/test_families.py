@@ -15,7 +15,7 @@ from slmdeploy.compress.families import FAMILIES, family_of, shape_of
 from slmdeploy.compress.frame import Frame
 from slmdeploy.compress.loading import load_model
 from slmdeploy.compress.prune import prune
-from slmdeploy.compress.surgery import LAYER_SIZES, OverKept, config_shape, logits_of
+from slmdeploy.compress.surgery import LAYER_SIZES, OverKept, config_shape
 from slmdeploy.errors import InputError
 from slmdeploy.exporting.export import export
 from slmdeploy.exporting.families import FAMILIES as EXPORTED
@@ -28,6 +28,13 @@ ONE_EACH = list({case.config: name for name, case in sorted(CASES.items(), rever
 ROWS = {name: family_of(Path(name), CASES[name].make_config().to_dict()) for name in EVERY}
 CHANNELS = [name for name in (*ONE_EACH, "llama-mqa-head-dim") if "hidden" not in ROWS[name].bound]
 UNEVEN = ["llama-gqa", "qwen3", "gemma3-softcap", "starcoder2", "stablelm", "olmo2"]
+
+
+@torch.no_grad()
+def logits_of(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """The logits of a model on rows of tokens."""
+    logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+    return logits
 
 
 @pytest.fixture(scope="module")

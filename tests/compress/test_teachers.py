@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from slmdeploy.compress import teachers
 from slmdeploy.compress.chunked import Positions, chunked_loss
-from slmdeploy.compress.data import make_texts, mixed_rows, open_sources
+from slmdeploy.compress.data import make_texts, open_sources
 from slmdeploy.compress.distill import distill
 from slmdeploy.compress.losses import Objective
+from slmdeploy.compress.packing import mixed_rows
 from slmdeploy.compress.teachers import CachedTeacher, CachePlan, LiveTeacher, Row, keep
 from slmdeploy.errors import CorruptArtifactError
 from slmdeploy.progress import SILENT

@@ -124,7 +124,7 @@ def test_calibration_that_spans_too_little_is_said(tmp_path: Path, deep: Path, c
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method": "random", "allocation": "global"}, "method random has no scores to compare layers by"),
+        ({"method": "random", "allocation": "global"}, "method random has no scores to compare by"),
         ({"allocation": "local"}, "allocation 'local' is unknown: use one of uniform, global"),
         ({"hidden_ratio": 1.0}, "hidden_ratio = 1.0 is not a share to remove"),
         ({"hidden_ratio": 0.8}, "hidden_ratio = 0.8 leaves no multiple of tile = 16 of its 32 hidden channels"),

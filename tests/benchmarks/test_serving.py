@@ -1,0 +1,125 @@
+"""The comparison of servers: what each is sent, how a rate ends the ladder, and what the page says of the results."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import serving
+from benchmarks.peers.rounds import Journal
+from benchmarks.servers import load, report
+from benchmarks.servers.catalogue import SERVERS, ServerRow, peer_of
+from slmdeploy.profiling.live_http import Server, UnansweredError
+from slmdeploy.profiling.summary import Turn
+from slmdeploy.specs import Workload, named_workload
+from tests.profiling.live_server import Script
+from tests.profiling.live_server import serving as scripted
+
+IDS = ServerRow("ids", "none", lambda *_: [], "takes ids", scoring="score")
+TEXT = ServerRow("text", "none", lambda *_: [], "takes text", "text")
+ABOUT = {"made": "2026-01-01", "commit": "abc", "machine": {"cpu": "a cpu", "threads": 2}}
+
+
+def test_every_row_has_an_engine_of_the_other_comparison_and_a_command() -> None:
+    assert len({row.name for row in SERVERS}) == len(SERVERS)
+    for row in SERVERS:
+        assert peer_of(row).name == row.peer
+        command = row.command(Path("python"), Path("models/folder"), 8123, 2)
+        assert command[0] == "python"
+        assert "8123" in command
+
+
+def test_requests_have_the_form_that_a_server_takes() -> None:
+    generate = {"op": "generate", "prompt_ids": [0, 1, 27], "new_tokens": 5}
+    assert load.made(IDS, generate)["prompt"] == [0, 1, 27]
+    assert load.made(TEXT, generate)["prompt"] == "abb"
+    score = {"op": "score", "prefix_ids": [0, 1], "item_ids": [[2], [3, 4]]}
+    assert load.made(IDS, score) == {"op": "score", "prefix": "ab", "items": ["c", "de"]}
+    assert load.made(TEXT, score) == {"op": "items", "prompts": ["abc", "abde"]}
+
+
+def test_items_without_a_score_endpoint_are_completions_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "_OVERLOAD", 1e4)  # a busy machine shall not end the cell
+    script = Script()
+    workload = named_workload("score-4-3x2-server-500")
+    with scripted(script) as url:
+        cell = load.run_cell(TEXT, Server(url, "m"), workload, vocab_size=64, round_=0, seconds=0.01)
+    assert cell.kept_up
+    assert cell.turn.requests == load.LEAST_REQUESTS
+    assert len(script.seen) == 3 * load.LEAST_REQUESTS
+    assert {(path, body["max_tokens"], len(body["prompt"])) for path, body in script.seen} == {
+        ("/v1/completions", 1, 6)
+    }
+    assert cell.turn.units == 3 * load.LEAST_REQUESTS
+    assert "queue_ms" not in cell.turn.samples
+
+
+def test_a_ladder_ends_at_the_rate_that_was_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = {2.0: 40, 4.0: 30}
+    asked = []
+
+    def measured(plan: Any, row: Any, server: Any, workload: Workload, vocab_size: int, round_: int) -> load.Cell:
+        asked.append(workload.rate_per_s)
+        if workload.rate_per_s == 1.0:
+            raise UnansweredError("/score answered 404")
+        answered = cells[workload.rate_per_s or 0.0]
+        return load.Cell(Turn({}, units=1, requests=40, answered=answered, wall_s=1.0), ())
+
+    monkeypatch.setattr(serving, "_measured", measured)
+    journal = Journal(tmp_path / "cells.jsonl")
+    plan: Any = serving.Plan((), (), (), (), 1, 0.01, 2, float("inf"))
+    shape: Any = SimpleNamespace(config={"vocab_size": 64})
+    key = {"engine": "ids", "version": "1", "model": "tiny", "round": 0}
+    cases = [f"generate-4-2-server-{rate}" for rate in (1, 2, 4, 8)]
+    serving._ladder(plan, journal, shape, IDS, Server("http://localhost"), os.getpid(), 0, key, cases)
+    assert asked == [1.0, 2.0, 4.0]
+    assert [journal.has(**key, case=case) for case in cases] == [False, True, True, True]  # a failure is tried again
+    assert journal.lines[0]["failed"] == "/score answered 404"
+    assert journal.lines[1]["turn"]["answered"] == 40
+    assert journal.lines[3]["skipped"] == "it did not keep up at 4/s"
+
+
+def line(engine: str, rate: float, tokens_ms: float, **more: Any) -> dict[str, Any]:
+    """A line of the journal whose 150 requests took about so long."""
+    times = [tokens_ms * (1 + number / 1000) for number in range(150)]
+    samples = {"service_ms": times, "e2e_ms": times, "ttft_ms": times, "tpot_ms": times}
+    turn = {"samples": samples, "units": int(150 * rate), "requests": 150, "answered": 150, "wall_s": 10.0}
+    case = f"generate-8-4-server-{rate:g}"
+    key = {"engine": engine, "version": "1", "model": "tiny", "case": case, "round": 0}
+    return {**key, "turn": turn, "failures": [], "peak_bytes": 10**8, "load": 0.5, **more}
+
+
+def test_servers_are_compared_at_one_limit_for_all() -> None:
+    ours, peer, absent = (SERVERS[0].name, SERVERS[3].name, SERVERS[5].name)
+    gone = {"engine": absent, "version": "1", "model": "tiny", "case": "generate-8-4-server-1", "round": 0}
+    lines = [
+        line(ours, 1, 100.0),
+        line(ours, 4, 250.0),
+        line(peer, 1, 200.0),
+        line(peer, 4, 900.0),
+        {**gone, "failed": "it cannot be had"},
+    ]
+    results = report.results_of(lines, SERVERS, ABOUT)
+    json.dumps(results, allow_nan=False)
+    cells = [cell for cell in results["cells"] if cell["model"] == "tiny"]
+    assert report.limit_ms(cells, "generate") == pytest.approx(300, rel=0.1)
+    page = report.render(results)
+    assert f"| {ours} | 60.0 |\n| {peer} | 15.0 |\n| {absent} | not run |" in page
+    assert f"| {absent} | it cannot be had |" in page
+    assert "### 4 requests per second" in page
+
+
+def test_lines_of_an_older_version_do_not_count() -> None:
+    lines = [line("a", 1, 100.0), line("a", 1, 700.0) | {"version": "2"}]
+    (cell,) = report.results_of(lines, SERVERS, ABOUT)["cells"]
+    assert cell["metrics"]["e2e_ms_p50"] == pytest.approx(752, rel=0.01)
+    assert cell["rounds"] == 1
+
+
+def test_too_few_requests_are_said() -> None:
+    few = line("a", 1, 100.0)
+    few["turn"]["samples"] = {name: values[:20] for name, values in few["turn"]["samples"].items()}
+    assert "| a | too few requests for a p99 |" in report.render(report.results_of([few], SERVERS, ABOUT))
