@@ -39,6 +39,8 @@ def parser(program: str, *, with_folder: bool) -> argparse.ArgumentParser:
     generate.add_argument("--repetition-penalty", type=float, default=1.0)
     generate.add_argument("--seed", type=int)
     generate.add_argument("--stop", action="append", default=[], help="text that ends the output; may be repeated")
+    generate.add_argument("--draft", type=Path, help="a smaller build of the same tokenizer that guesses ahead")
+    generate.add_argument("--prompt-lookup", action="store_true", help="guess ahead from the text itself")
     score = verbs.add_parser("score", help="score items behind a prefix, one line each")
     score.add_argument("--prefix", required=True, help="the text that all items share")
     score.add_argument("items", nargs="*", help="the items (default: the lines of stdin)")
@@ -63,12 +65,14 @@ def _generate(folder: Path, arguments: argparse.Namespace) -> None:
     messages = command_messages(arguments.prompt, arguments.chat, arguments.system)
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
     options = {name: getattr(arguments, name) for name in names}
-    model = load(folder, threads=arguments.threads)
+    guesses = {"draft": arguments.draft, "prompt_lookup": arguments.prompt_lookup}
+    model = load(folder, threads=arguments.threads, **guesses)
     if messages is None:
         prompt = _stdin() if arguments.prompt is None else arguments.prompt
     if arguments.json:
         completion = model.generate(prompt, **options) if messages is None else model.chat(messages, **options)
-        _print_json(vars(completion) | {"token_ids": list(completion.token_ids)})
+        drafted = {} if model.draft_counts is None else {"drafting": model.draft_counts.to_dict()}
+        _print_json(vars(completion) | {"token_ids": list(completion.token_ids)} | drafted)
         return
     pieces = model.stream(prompt, **options) if messages is None else model.chat_stream(messages, **options)
     for piece in pieces:

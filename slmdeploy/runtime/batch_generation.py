@@ -12,9 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .batching import BatchDecoder
 from .bundle import RuntimeConfig
-from .generation import Completion, FinishReason, Settings, room
+from .generation import Completion, Decoder, FinishReason, Settings, room
 from .sampling import Sampler
 from .text import StopStrings, TextCodec
 
@@ -32,19 +31,63 @@ class BatchSequence(Protocol):
         """The token behind these logits, float32 [vocab], with which the sequence goes on; None when it has ended."""
 
 
-def run_batch(decoder: BatchDecoder, sequences: Iterable[BatchSequence]) -> None:
+class Batch(Protocol):
+    """What decodes several sequences together: over rows of buffers (batching.py) or pages (openvino_decoding.py).
+
+    What the methods promise is said in batching.py.
+    """
+
+    @property
+    def slots(self) -> int: ...
+    @property
+    def full(self) -> bool: ...
+    def reserve(self, tokens: int) -> None: ...
+    def admit(self, ids: Ids) -> Floats: ...
+    def step(self, tokens: Ids) -> Floats: ...
+    def release(self, row: int) -> None: ...
+
+
+class BatchOfOne:
+    """The one sequence of a decoder as a batch."""
+
+    slots = 1
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.full = False
+        self._decoder = decoder
+
+    def reserve(self, tokens: int) -> None:
+        """See Batch."""
+        self._decoder.reserve(tokens)
+
+    def admit(self, ids: Ids) -> Floats:
+        """See Batch."""
+        self.full = True
+        return self._decoder.prefill(ids)
+
+    def step(self, tokens: Ids) -> Floats:
+        """See Batch."""
+        logits: Floats = self._decoder.step(int(tokens[0]))[None]
+        return logits
+
+    def release(self, row: int) -> None:
+        """See Batch; the next prompt overwrites the sequence."""
+        self.full = False
+
+
+def run_batch(decoder: Batch, sequences: Iterable[BatchSequence]) -> None:
     """Run all sequences to their ends, as many together as the decoder has slots; the others join as those leave."""
     for _ in batch_steps(decoder, sequences):
         pass
 
 
-def batch_steps(decoder: BatchDecoder, sequences: Iterable[BatchSequence]) -> Iterator[BatchSequence]:
+def batch_steps(decoder: Batch, sequences: Iterable[BatchSequence]) -> Iterator[BatchSequence]:
     """`run_batch` step by step: yields a sequence each time it has been given its next logits, and has made of them
     what it makes of them."""
     waiting = deque(sequences)
     decoder.reserve(max((sequence.needed for sequence in waiting), default=0))
     running: list[BatchSequence] = []
-    tokens = np.zeros(decoder.cache.slots, np.int64)
+    tokens = np.zeros(decoder.slots, np.int64)
     while waiting or running:
         while waiting and not decoder.full:
             sequence = waiting.popleft()

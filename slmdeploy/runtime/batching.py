@@ -3,14 +3,18 @@
 Decoding one sequence reads all weights for one token; a batch reads them once for all. Rows of unequal lengths need no
 padding: GroupQueryAttention takes each row's length from the row sums of the attention mask and looks no further.
 ONNX Runtime refuses several tokens behind a past in a batch, so a prompt is run alone, straight into its row of the
-buffers. The rows in use are the first ones (slots.py), so sequences are numbered as in a list from which the last takes
-the place of one that leaves. Knows nothing of sampling, stopping or which request comes next: that is generation.
+buffers, at once (`admit`) or in pieces between steps (`begin`, `extend`, `join`). The rows in use are the first ones
+(slots.py), so sequences are numbered as in a list from which the last takes the place of one that leaves. Knows nothing
+of sampling, stopping or which request comes next: that is generation.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from .decoding import Decoder
+from .segments import Segment
 from .session import Binding, as_value
 from .slots import SlotCache
 
@@ -54,13 +58,63 @@ class BatchDecoder:
 
         They are overwritten by the next admission. Raises InputError for a prompt that exceeds the context.
         """
-        assert not self.full, "a sequence has to be released before another is admitted"
-        self.reserve(ids.size)
-        row = self.cache.used
-        self._decoder.run_prompt(ids, self._prompt_logits, lambda binding: self.cache.bind_row(binding, row))
-        self.cache.add(ids.size)
-        behind: Floats = self._prompt_logits[0]
+        self.begin(ids.size)
+        behind = self.extend(ids, last=True)
+        assert behind is not None, "the last piece of a prompt has logits"
+        self.join()
         return behind
+
+    @property
+    def slots(self) -> int:
+        """Sequences that the batch has room for."""
+        return self.cache.slots
+
+    def begin(self, tokens: int, pieces: Sequence[tuple[Segment, int]] = ()) -> None:
+        """Stage the next row for a sequence that may come to `tokens`, with what is known of its beginning.
+
+        pieces: segments, and how many tokens of each. Raises InputError when `tokens` exceed the context and
+        ResourceError when there is no memory for them.
+        """
+        self.reserve(tokens)
+        self.cache.stage(pieces)
+
+    def extend(self, ids: Ids, *, last: bool) -> Floats | None:
+        """Run the next ids of the prompt in the staged row; behind the last ones, their logits as `admit` gives them.
+
+        Prompts are computed as Decoder.run_prompt does, so pieces give what the whole gives to the rounding of kernels.
+        """
+        cache, row = self.cache, self.cache.used
+        assert cache.staged is not None, "a row has to be staged before a prompt runs in it"
+        logits = self._prompt_logits if last else None
+        self._decoder.run_prompt(ids, logits, lambda binding: cache.bind_row(binding, row), past=cache.staged)
+        cache.staged += ids.size
+        return None if logits is None else logits[0]
+
+    def join(self) -> None:
+        """The staged row takes part in the steps to come, as the last."""
+        self.cache.join()
+
+    def fork(self) -> None:
+        """Put a copy of the last sequence behind it."""
+        self.cache.fork()
+
+    def abandon(self) -> None:
+        """Forget the staged row."""
+        self.cache.staged = None
+
+    def length(self, row: int) -> int:
+        """Tokens that a row in use holds."""
+        return int(self.cache.lengths[row])
+
+    def read(self, row: int, start: int, stop: int) -> Segment:
+        """A copy of the keys and values that a row in use holds for the tokens start to stop."""
+        return self.cache.read(row, start, stop)
+
+    def shrink(self, size_bytes: int) -> None:
+        """Give the buffers back if they are larger than this; only while no row holds anything."""
+        if self.cache.size_bytes > size_bytes:
+            self.cache.clear()
+            self._steps.clear()
 
     def step(self, tokens: Ids) -> Floats:
         """Append tokens[i] to the sequence of row i, for all rows in use; their logits, float32 [used, vocab].

@@ -27,6 +27,8 @@ KINDS = ("checkpoint", "data", "graph", "build", "measurement", "selection", "pa
 TASKS = ("generate", "score")
 INTERFACES = ("shared", "standard", "static", "stateful")
 PRECISIONS = ("f32", "bf16")
+CACHES = ("float32", "float16")
+PROVIDERS = ("cpu", "cuda")
 MAX_FILE_BYTES = 1 << 44
 FOR_OTHERS = ("standard.onnx", "genai_config.json")
 """Files of a graph or build that only other runtimes read."""
@@ -80,7 +82,8 @@ class RuntimeConfig:
     prefill_chunk: a prompt runs in pieces of so many tokens, 0 for all at once. own_prefill: prompts have a graph of
     their own, prefill.onnx, over the same KV cache (phase split). step_rows: steps of a batch of so many rows or more
     run in that graph too, 0 for none. numerics_only: the graph is meant for another engine, and what runs here are its
-    numbers, at a speed that says nothing.
+    numbers, at a speed that says nothing. cache: the number type of keys and values.
+    provider: what ONNX Runtime runs it with.
     """
 
     tasks: tuple[str, ...]
@@ -102,6 +105,8 @@ class RuntimeConfig:
     step_rows: int = 0
     inference_precision: str | None = None
     numerics_only: bool = False
+    cache: str = "float32"
+    provider: str = "cpu"
 
     @property
     def engine(self) -> str:
@@ -130,6 +135,8 @@ def read_manifest(path: Path | str) -> Manifest:
 def existing_folder(path: Path | str) -> Path:
     """`path` as a Path if it is a folder, else InputError."""
     folder = Path(path)
+    if "\0" not in str(folder) and folder.is_file():
+        raise InputError(f"{folder} is a file: if it is a package's archive, slmdeploy unpack makes a folder of it.")
     if "\0" in str(folder) or not folder.is_dir():
         raise InputError(f"{str(folder)!r} is not a folder: give the path of a graph, build or package.")
     return folder
@@ -265,6 +272,8 @@ def read_runtime(path: Path | str) -> RuntimeConfig:
         **_prefill(fields),
         inference_precision=openvino_precision(fields),
         numerics_only="numerics_only" in fields.value and fields.boolean("numerics_only"),
+        cache=_choice(fields, "cache", CACHES),
+        provider=_choice(fields, "provider", PROVIDERS),
     )
     session.finish()
     fields.finish()
@@ -319,6 +328,16 @@ def openvino_precision(fields: Fields) -> str | None:
         options.refuse("inference_precision", f"one of {', '.join(PRECISIONS)}")
     options.finish()
     return precision
+
+
+def _choice(fields: Fields, key: str, values: tuple[str, ...]) -> str:
+    """One of these strings; the first of them in folders without the key."""
+    if key not in fields.value:
+        return values[0]
+    value = fields.string(key, 16)
+    if value not in values:
+        fields.refuse(key, f"one of {', '.join(values)}")
+    return value
 
 
 def _kv_heads(fields: Fields, layers: int) -> tuple[int, ...]:

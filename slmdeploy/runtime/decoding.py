@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from .bundle import RuntimeConfig
+from .cuda_cache import DeviceKvCache
 from .errors import InputError
 from .kv import KvCache, too_long
 from .session import Binding, as_value, check_interface, kv_names, open_session
@@ -58,7 +59,7 @@ class Decoder:
 
     def __init__(self, folder: Path, config: RuntimeConfig, threads: int) -> None:
         self.config = config
-        self.cache = KvCache(config)
+        self.cache = KvCache(config) if config.provider == "cpu" else DeviceKvCache(config)
         self.prefill_chunk = config.prefill_chunk
         """Prompts run in pieces of so many tokens, 0 for all at once; may change between prompts."""
         self.step_rows = config.step_rows
@@ -111,18 +112,24 @@ class Decoder:
         self.reserve(tokens)
 
     def run_prompt(
-        self, ids: npt.NDArray[np.int64], row: npt.NDArray[np.float32], bind_kv: Callable[[Binding], None]
+        self,
+        ids: npt.NDArray[np.int64],
+        row: npt.NDArray[np.float32] | None,
+        bind_kv: Callable[[Binding], None],
+        *,
+        past: int = 0,
     ) -> None:
-        """Run the beginning of a sequence: its keys and values go into the buffers that `bind_kv` binds for one row.
+        """Run a prompt, or go on with it behind its first `past` tokens, which the buffers hold already.
 
-        The last position's logits go into `row`, float32 [1, vocab]. The one way in which prompts are computed, for the
-        sequence of this decoder and for those of a batch (batching.py).
+        Its keys and values go into the buffers that `bind_kv` binds for one row. The last position's logits go into
+        `row`, float32 [1, vocab], where there is one. The one way in which prompts are computed, for the sequence of
+        this decoder and for those of a batch (batching.py).
         """
         chunk = self.prefill_chunk or ids.size
         for start in range(0, ids.size, chunk):
             piece = ids[start : start + chunk]
             last = start + chunk >= ids.size
-            self._run(self._prefill, piece, start, row if last else None, bind_kv)
+            self._run(self._prefill, piece, past + start, row if last else None, bind_kv)
 
     def _run(
         self,
@@ -189,7 +196,7 @@ class Decoder:
         names = zip(*kv_names(self.config.layers), strict=True)
         heads = (heads for heads in self.config.kv_heads for _ in range(2))
         for (past, present), count in zip(names, heads, strict=True):
-            value = as_value(np.zeros((len(rows), count, width, self.config.head_dim), np.float32))
+            value = as_value(np.zeros((len(rows), count, width, self.config.head_dim), self.config.cache))
             binding.set_input(past, value)
             binding.set_output(present, value)
         binding.run()
@@ -198,6 +205,6 @@ class Decoder:
 
 def _open(path: Path, config: RuntimeConfig, threads: int) -> tuple[ort.InferenceSession, Path]:
     """The session of a generating graph whose interface is that of runtime.json, and the path for errors."""
-    session = open_session(path, threads=threads, spinning=config.spinning)
+    session = open_session(path, threads=threads, spinning=config.spinning, provider=config.provider)
     check_interface(session, path, config, dict.fromkeys(_INPUTS, "int64"), "logits")
     return session, path

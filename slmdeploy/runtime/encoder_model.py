@@ -111,7 +111,7 @@ class EncoderModel:
     def classify(self, texts: Sequence[Text]) -> list[Label]:
         """The label of each text or pair of texts. Raises InputError for no texts, an empty one, and a tagger."""
         labels = self._labels(per_token=False)
-        return [_label(labels, logits) for logits in self.encoder.rows(self._codec.rows(texts), "logits")]
+        return [label_of(labels, logits) for logits in self.encoder.rows(self._codec.rows(texts), "logits")]
 
     def classify_tokens(self, texts: Sequence[str]) -> list[list[TokenLabel]]:
         """The label of each token of each text, special tokens left out; for models that label tokens."""
@@ -121,7 +121,7 @@ class EncoderModel:
         return [
             [
                 TokenLabel(best.label, best.score, *encoding.offsets[i])
-                for i, best in enumerate(_label(labels, row) for row in logits)
+                for i, best in enumerate(label_of(labels, row) for row in logits)
                 if not encoding.special_tokens_mask[i]
             ]
             for encoding, logits in zip(encodings, found, strict=True)
@@ -169,7 +169,8 @@ class EncoderModel:
             )
 
 
-def _label(labels: Labels, logits: npt.NDArray[np.float32]) -> Label:
+def label_of(labels: Labels, logits: npt.NDArray[np.float32]) -> Label:
+    """The best label and the scores of all, for the logits [labels] of one text or token."""
     if labels.activation == "softmax":
         exponents = np.exp(logits - logits.max())
         scores = exponents / exponents.sum()

@@ -27,3 +27,19 @@ class ResourceError(SlmdeployError):
     """The machine ran out of something: disk, memory, or the right to write."""
 
     exit_code = 6
+
+
+class QueueFullError(ResourceError):
+    """As many requests are waiting as may: try again later."""
+
+
+class EngineStoppedError(ResourceError):
+    """The engine takes no requests any more: it drains, was closed, or cannot compute."""
+
+
+class DeadlineError(ResourceError):
+    """A request ran out of the time that it was given."""
+
+
+class RequestCancelledError(InputError):
+    """A request that was cancelled before its answer was complete."""

@@ -4,7 +4,7 @@ Puts together decoding.py, sampling.py and text.py and knows neither files nor s
 newer generation ends an older one; continuing the older is an error rather than silent nonsense.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict
 
@@ -76,6 +76,10 @@ class Completion:
     prompt_tokens: int
 
 
+TokenLoop = Callable[[npt.NDArray[np.int64], int, Settings], Iterator[int]]
+"""Gives up to so many tokens behind a prompt: one at a time as below, or as speculative.py makes them."""
+
+
 def room(prompt_tokens: int, context: int, settings: Settings) -> int:
     """How many tokens may be made; InputError if the prompt leaves no place for one."""
     if prompt_tokens >= context:
@@ -86,10 +90,18 @@ def room(prompt_tokens: int, context: int, settings: Settings) -> int:
     return min(settings.max_new_tokens, context - prompt_tokens)
 
 
-def token_stream(decoder: Decoder, prompt: npt.NDArray[np.int64], settings: Settings) -> Iterator[int]:
+def token_stream(
+    decoder: Decoder, prompt: npt.NDArray[np.int64], settings: Settings, loop: TokenLoop | None = None
+) -> Iterator[int]:
     """The tokens behind a prompt, each as soon as it is chosen, without the end token; checks before it returns."""
     count = room(prompt.size, decoder.config.max_length, settings)
-    return _token_loop(decoder, prompt, count, settings)
+    return _token_loop(decoder, prompt, count, settings) if loop is None else loop(prompt, count, settings)
+
+
+def require_same_sequence(decoder: Decoder, sequence: int) -> None:
+    """InputError where the decoder's cache no longer holds the sequence of that number."""
+    if decoder.sequence != sequence:
+        raise InputError("Another generation has begun on this model, which ended this one: load a model for each.")
 
 
 def _token_loop(decoder: Decoder, prompt: npt.NDArray[np.int64], count: int, settings: Settings) -> Iterator[int]:
@@ -102,8 +114,7 @@ def _token_loop(decoder: Decoder, prompt: npt.NDArray[np.int64], count: int, set
         if token in end_ids:
             return
         yield token
-        if decoder.sequence != sequence:
-            raise InputError("Another generation has begun on this model, which ended this one: load a model for each.")
+        require_same_sequence(decoder, sequence)
         token = pick(step(token))
     if token not in end_ids:
         yield token
@@ -112,12 +123,19 @@ def _token_loop(decoder: Decoder, prompt: npt.NDArray[np.int64], count: int, set
 class TextRun:
     """One generation of text. `token_ids` and `finish_reason` hold when `pieces` has ended."""
 
-    def __init__(self, decoder: Decoder, codec: TextCodec, prompt_ids: Sequence[int], settings: Settings) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        codec: TextCodec,
+        prompt_ids: Sequence[int],
+        settings: Settings,
+        loop: TokenLoop | None = None,
+    ) -> None:
         self.prompt_ids = prompt_ids
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason = "stop"
         self._room = room(len(prompt_ids), decoder.config.max_length, settings)
-        self._tokens = token_stream(decoder, np.asarray(prompt_ids, np.int64), settings)
+        self._tokens = token_stream(decoder, np.asarray(prompt_ids, np.int64), settings, loop)
         self._detokenizer = codec.detokenizer(prompt_ids)
         self._stops = StopStrings(settings.stop)
 

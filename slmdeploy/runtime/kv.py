@@ -17,16 +17,16 @@ _SMALLEST = 128
 
 
 class KvCache:
-    """Keys and values of one sequence, float32 [1, kv_heads of the layer, capacity, head_dim] each."""
+    """Keys and values of one sequence, [1, kv_heads of the layer, capacity, head_dim] each, of the type `cache`."""
 
     def __init__(self, config: RuntimeConfig) -> None:
         self.limit = config.max_length
         self.length = 0
         self.capacity = 0
         self._heads = [heads for heads in config.kv_heads for _ in range(2)]
-        self._dim = config.head_dim
+        self._dim, self._type = config.head_dim, np.dtype(config.cache)
         self._names = list(zip(*kv_names(config.layers), strict=True))
-        self._buffers: list[npt.NDArray[np.float32]] = []
+        self._buffers: list[npt.NDArray[np.floating]] = []
 
     @property
     def size_bytes(self) -> int:
@@ -44,7 +44,7 @@ class KvCache:
             return False
         capacity = min(self.limit, max(tokens, 2 * self.capacity, _SMALLEST))
         try:
-            grown = [np.zeros((1, heads, capacity, self._dim), np.float32) for heads in self._heads]
+            grown = [np.zeros((1, heads, capacity, self._dim), self._type) for heads in self._heads]
         except MemoryError:
             raise ResourceError(f"There is no memory for a KV cache of {capacity} tokens; use less context.") from None
         for old, new in zip(self._buffers, grown, strict=False):

@@ -5,7 +5,7 @@ use, so a scorer never loads the language model's head and a generator never loa
 sequence at a time and is not safe to share between threads.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,18 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from . import decoding, openvino_decoding, openvino_scoring, openvino_session, scoring, standard, static
-from .batch_generation import ForcedSequence, TextSequence, TokenSequence, batch_steps, run_batch
+from . import decoding, openvino_decoding, openvino_pages, openvino_scoring, openvino_session, scoring, standard, static
+from .batch_generation import Batch, BatchOfOne, ForcedSequence, TextSequence, TokenSequence, batch_steps, run_batch
 from .batching import BatchDecoder
 from .bundle import RUNTIME, RuntimeConfig, read_runnable, read_runtime, require_listed, thread_count
 from .chat import ChatTemplates, Message
+from .drafting import ModelDraft, PromptLookup
 from .errors import InputError
-from .generation import Completion, Settings, TextOptions, TextRun, TokenOptions, token_stream
+from .generation import Completion, Settings, TextOptions, TextRun, TokenLoop, TokenOptions, token_stream
+from .speculative import DraftCounts, Drafter, Speculation
+from .tensorrt_decoding import TensorRTDecoder
+from .tensorrt_plan import PLAN, RECIPE
+from .tensorrt_session import PlanSession, runs_here
 from .text import TOKENIZER, TextCodec, load_tokenizer
 
 BATCH_SLOTS = 8
@@ -34,20 +39,31 @@ def load(
     threads: int | None = None,
     spinning: bool | None = None,
     prefill_chunk: int | None = None,
+    draft: Path | str | None = None,
+    prompt_lookup: bool = False,
     verify: bool = True,
 ) -> "Model":
     """Open a decoder's folder; `verify` checks every hash.
 
-    `threads` (0: all cores), `spinning` and `prefill_chunk` (tokens, 0: prompts whole) override runtime.json. Raises
-    InputError if there is no such folder or it is an encoder's, CorruptArtifactError if it is not sound.
+    `threads` (0: all cores), `spinning` and `prefill_chunk` (tokens, 0: prompts whole) override runtime.json. With a
+    `draft`, the folder of a smaller model with the same tokenizer, or with `prompt_lookup`, tokens of one sequence are
+    guessed ahead (speculative.py). Raises InputError if there is no such folder, it is an encoder's, or the draft does
+    not fit, CorruptArtifactError if it is not sound.
     """
     folder = Path(path)
     manifest = read_runnable(folder, verify=verify)
     config = read_runtime(folder)
     config = config if spinning is None else replace(config, spinning=spinning)
     config = config if prefill_chunk is None else replace(config, prefill_chunk=prefill_chunk)
-    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *_graphs(config)])
-    return Model(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))
+    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *_graphs(config), *_plan(folder)])
+    model = Model(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))
+    if draft is not None and prompt_lookup:
+        raise InputError("A draft and prompt lookup do not go together: give one of the two.")
+    if draft is not None:
+        model.draft_with(load(draft, threads=threads, spinning=spinning, verify=verify))
+    elif prompt_lookup:
+        model.look_up_prompts()
+    return model
 
 
 def _graphs(config: RuntimeConfig) -> list[str]:
@@ -59,6 +75,11 @@ def _graphs(config: RuntimeConfig) -> list[str]:
     return [*(graphs[task] for task in config.tasks), *prefill]
 
 
+def _plan(folder: Path) -> list[str]:
+    """The files of a compiled plan where there is one: no hash may be missing for code that would be run."""
+    return [PLAN, RECIPE] if (folder / PLAN).exists() else []
+
+
 class Model:
     """A loaded folder. `runtime` is its runtime.json, `tokenizer` its tokenizer."""
 
@@ -68,6 +89,7 @@ class Model:
         self.tokenizer = tokenizer
         self._threads = threads
         self._codec = TextCodec(tokenizer)
+        self._make_drafter: Callable[[], Drafter] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -77,28 +99,38 @@ class Model:
     @cached_property
     def _decoder(
         self,
-    ) -> decoding.Decoder | standard.StandardDecoder | static.StaticDecoder | openvino_decoding.StatefulDecoder:
+    ) -> (
+        decoding.Decoder
+        | standard.StandardDecoder
+        | static.StaticDecoder
+        | openvino_decoding.PagedDecoder
+        | TensorRTDecoder
+    ):
         self._require("generate")
+        if self.runtime.numerics_only and runs_here(self.path):
+            plan = PlanSession(self.path)
+            return TensorRTDecoder(self.runtime, plan.phase, plan.stream, plan.inputs)
         match self.runtime.interface:
             case "standard":
                 return standard.StandardDecoder(self.path, self.runtime, self._threads)
             case "static":
                 return static.StaticDecoder(self.path, self.runtime, self._threads)
             case "stateful":
-                return openvino_decoding.StatefulDecoder(self._stateful, self.runtime)
+                return openvino_decoding.PagedDecoder(self._paged)
         return decoding.Decoder(self.path, self.runtime, self._threads)
 
     @cached_property
-    def _stateful(self) -> openvino_decoding.StatefulModel:
-        """The one model of a build of the engine openvino, whatever its tasks."""
-        return openvino_decoding.StatefulModel(self.path, self.runtime, self._threads)
+    def _paged(self) -> openvino_pages.PagedRuns:
+        """The one model of a build of the engine openvino, whatever its tasks, and all that its pages hold."""
+        model = openvino_pages.PagedModel(self.path, self.runtime, self._threads)
+        return openvino_pages.PagedRuns(model, self.runtime)
 
     @cached_property
-    def _scorer(self) -> scoring.Scorer | openvino_scoring.StatefulScorer:
+    def _scorer(self) -> scoring.Scorer | openvino_scoring.PagedScorer:
         self._require("score")
         assert self.runtime.score is not None, "read_runtime lets no score task through without its labels"
         if self.runtime.engine == "openvino":
-            return openvino_scoring.StatefulScorer(self._stateful, self.runtime, self.runtime.score)
+            return openvino_scoring.PagedScorer(self._paged, self.runtime.score)
         return scoring.Scorer(self.path, self.runtime, self.runtime.score, self._threads)
 
     @property
@@ -108,6 +140,73 @@ class Model:
         if not isinstance(decoder, decoding.Decoder):
             raise InputError(f"{self.path} has the {self.runtime.interface} interface, which leaves nothing to choose.")
         return decoder
+
+    @property
+    def codec(self) -> TextCodec:
+        """Text to ids and back, for those who run sequences themselves."""
+        return self._codec
+
+    @property
+    def scorer(self) -> scoring.Scorer | openvino_scoring.PagedScorer:
+        """What scores, for those who run it piece by piece; InputError where the folder was not made for it."""
+        return self._scorer
+
+    def open_batch(self, slots: int) -> Batch:
+        """A new batch of `slots` sequences, or of one where the interface decodes one at a time."""
+        decoder = self._decoder
+        alone = isinstance(decoder, standard.StandardDecoder | static.StaticDecoder | TensorRTDecoder)
+        if alone or self.runtime.provider != "cpu":
+            return BatchOfOne(decoder)
+        return self._batch_decoder(slots)
+
+    @property
+    def pages(self) -> openvino_pages.PagedRuns | None:
+        """What runs all sequences of a build of the engine openvino; None for any other engine."""
+        return self._paged if self.runtime.engine == "openvino" else None
+
+    def draft_with(self, small: "Model") -> None:
+        """Let a smaller model of the same vocabulary guess tokens; InputError where one of the two cannot do that."""
+        for model in (self, small):
+            model._require_rollback()
+        sizes, words = self.runtime.vocab_size, small.runtime.vocab_size
+        if sizes != words or self.tokenizer.get_vocab() != small.tokenizer.get_vocab():
+            raise InputError(
+                f"{small.path} has another vocabulary than {self.path} ({words} and {sizes} tokens): a draft needs the "
+                "tokenizer of the model that it drafts for."
+            )
+        cost = small._step_bytes() / self._step_bytes()
+        self._make_drafter = lambda: ModelDraft(small.decoder, cost)
+
+    def look_up_prompts(self) -> None:
+        """Guess tokens from the text so far; InputError where the folder's interface cannot do that."""
+        self._require_rollback()
+        self._make_drafter = PromptLookup
+
+    def _require_rollback(self) -> None:
+        self._require("generate")
+        if self.runtime.interface != "shared":
+            raise InputError(
+                f"{self.path} has the {self.runtime.interface} interface, which cannot take tokens back: drafting "
+                "needs a graph of --dialect ort, or a build of it for the engine onnxruntime."
+            )
+
+    def _step_bytes(self) -> int:
+        """About the bytes that a step reads, which is what its time is proportional to; of a split, half of all."""
+        size = sum(file.stat().st_size for file in self.path.glob(f"{decoding.GRAPH}*"))
+        return size // 2 if self.runtime.own_prefill else size
+
+    @cached_property
+    def _speculation(self) -> Speculation | None:
+        return None if self._make_drafter is None else Speculation(self.decoder, self._make_drafter())
+
+    @property
+    def _loop(self) -> TokenLoop | None:
+        return None if self._speculation is None else self._speculation.tokens
+
+    @property
+    def draft_counts(self) -> DraftCounts | None:
+        """What drafting came to in the latest generation of one sequence; None where nothing drafts."""
+        return None if self._speculation is None else self._speculation.counts
 
     def _require(self, task: str) -> None:
         if task not in self.tasks:
@@ -157,14 +256,14 @@ class Model:
 
     def _text_run(self, prompt_ids: Sequence[int], options: TextOptions) -> TextRun:
         self._require("generate")
-        return TextRun(self._decoder, self._codec, prompt_ids, Settings(**options))
+        return TextRun(self._decoder, self._codec, prompt_ids, Settings(**options), self._loop)
 
     def generate_ids(self, prompt_ids: Sequence[int], **options: Unpack[TokenOptions]) -> Iterator[int]:
         """The tokens behind a prompt, each as soon as it is chosen; the end token is not given out.
 
         The first costs the prefill, each later one a step. Ends early where the context is full.
         """
-        return token_stream(self._decoder, self._ids(prompt_ids), Settings(**options))
+        return token_stream(self._decoder, self._ids(prompt_ids), Settings(**options), self._loop)
 
     def generate_batch(
         self, prompts: Sequence[str | Sequence[int]], *, slots: int = BATCH_SLOTS, **options: Unpack[TextOptions]
@@ -207,8 +306,12 @@ class Model:
                 given[number] += 1
                 yield number, token_ids[-1]
 
-    def _batch_decoder(self, slots: int) -> BatchDecoder:
+    def _batch_decoder(self, slots: int) -> BatchDecoder | openvino_decoding.PagedBatch:
         decoder = self._decoder
+        if isinstance(decoder, openvino_decoding.PagedDecoder):
+            return openvino_decoding.PagedBatch(self._paged, slots)
+        if self.runtime.provider != "cpu":
+            raise InputError(f"{self.path} runs on a GPU, where only one sequence at a time is decoded.")
         if not isinstance(decoder, decoding.Decoder):
             raise InputError(
                 f"{self.path} has the {self.runtime.interface} interface, which decodes one sequence at a time: "

@@ -9,6 +9,7 @@ text. The same seed and logits give the same tokens on every machine.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,17 @@ class Sampling:
                 raise InputError(f"{name} must be {must}, not {getattr(self, name)}.")
 
 
+class Odds(NamedTuple):
+    """The tokens that may be drawn, int64 [n], and their probabilities, float64 [n], of sum 1."""
+
+    tokens: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+
+    def of(self, token: int) -> float:
+        """The probability of a token."""
+        return float(self.probabilities[self.tokens == token].sum())
+
+
 class Sampler:
     """Chooses token after token of one sequence; holds the random state and the tokens seen for the penalty."""
 
@@ -53,23 +65,49 @@ class Sampler:
 
     def pick(self, logits: Logits) -> int:
         """The next token for float32 [vocab] logits, which are left as they are."""
+        logits, token = self._weighed(logits)
+        if self._sampling.temperature > 0:
+            token = self.draw(distribution(logits, self._sampling))
+        return self._noted(token)
+
+    def odds(self, logits: Logits) -> Odds:
+        """What `pick` would draw from, where temperature is above 0."""
+        return distribution(self._weighed(logits)[0], self._sampling)
+
+    def draw(self, odds: Odds) -> int:
+        """A token by its odds."""
+        mass = np.cumsum(odds.probabilities)
+        spot = np.searchsorted(mass, self._random.random() * mass[-1], side="right")
+        return int(odds.tokens[min(int(spot), odds.tokens.size - 1)])
+
+    def judge(self, logits: Logits, drafted: int, drawn_from: Odds | None) -> int:
+        """The next token, distributed as that of `pick`, and `drafted` as often as that allows.
+
+        `drafted` was drawn from `drawn_from` by someone else's random numbers: it stays with probability p / q at most
+        1, else the token is drawn from max(0, p - q) (Leviathan et al. 2023, section 2.3). A draft without odds is
+        certain of its token, and by the same rule the token is then what `pick` says.
+        """
+        if drawn_from is None or self._sampling.temperature == 0:
+            return self.pick(logits)
+        odds = self.odds(logits)
+        if self._random.random() * drawn_from.of(drafted) < odds.of(drafted):
+            return self._noted(drafted)
+        return self._noted(self.draw(_excess(odds, drawn_from, logits.size)))
+
+    def _weighed(self, logits: Logits) -> tuple[Logits, int]:
+        """The logits under the penalty, and the most likely token."""
         if self._seen is not None:
             logits = penalised(logits, list(self._seen), self._sampling.repetition_penalty)
         token = int(logits.argmax())
         # argmax finds a NaN if there is one, so this looks at the whole row at the price of one comparison.
         if not math.isfinite(logits[token]):
             raise CorruptArtifactError("The model computes NaN or infinity; its weights are damaged: build it again.")
-        if self._sampling.temperature > 0:
-            token = self._draw(logits)
+        return logits, token
+
+    def _noted(self, token: int) -> int:
         if self._seen is not None:
             self._seen[token] = None
         return token
-
-    def _draw(self, logits: Logits) -> int:
-        tokens, probabilities = distribution(logits, self._sampling)
-        mass = np.cumsum(probabilities)
-        spot = np.searchsorted(mass, self._random.random() * mass[-1], side="right")
-        return int(tokens[min(int(spot), tokens.size - 1)])
 
 
 def penalised(logits: Logits, seen: list[int], penalty: float) -> Logits:
@@ -80,10 +118,20 @@ def penalised(logits: Logits, seen: list[int], penalty: float) -> Logits:
     return result
 
 
-def distribution(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The tokens that pass temperature and filters, in no meaningful order, and their probabilities (sum 1)."""
+def _excess(wanted: Odds, drawn_from: Odds, vocab_size: int) -> Odds:
+    """max(0, p - q) of sum 1; p itself where they differ by no more than rounding."""
+    dense = np.zeros(vocab_size)
+    dense[wanted.tokens] = wanted.probabilities
+    dense[drawn_from.tokens] -= drawn_from.probabilities
+    tokens = np.flatnonzero(dense > 0)
+    return Odds(tokens, dense[tokens] / dense[tokens].sum()) if tokens.size else wanted
+
+
+def distribution(logits: Logits, sampling: Sampling) -> Odds:
+    """The tokens that pass temperature and filters, in no meaningful order."""
     scaled = logits.astype(np.float64)
-    scaled = (scaled - scaled.max()) / sampling.temperature
+    with np.errstate(over="ignore"):  # near temperature 0 every token but the best has the weight 0
+        scaled = (scaled - scaled.max()) / sampling.temperature
     if 0 < sampling.top_k < logits.size:
         # By the logits themselves: scaling may round two different ones to one value.
         tokens = np.flatnonzero(logits >= np.partition(logits, -sampling.top_k)[-sampling.top_k])
@@ -92,8 +140,9 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int
     probabilities = np.exp(scaled[tokens])
     probabilities /= probabilities.sum()
     keep = nucleus(probabilities, sampling.top_p) if sampling.top_p < 1 else np.arange(tokens.size)
-    keep = keep[probabilities[keep] >= sampling.min_p * probabilities.max()]
-    return tokens[keep], probabilities[keep] / probabilities[keep].sum()
+    # What a constraint forbids has the probability 0, and rounding in `draw` must not find it.
+    keep = keep[probabilities[keep] >= max(sampling.min_p * probabilities.max(), np.finfo(np.float64).tiny)]
+    return Odds(tokens[keep], probabilities[keep] / probabilities[keep].sum())
 
 
 def nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:

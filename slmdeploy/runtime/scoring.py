@@ -1,17 +1,16 @@
 """Scores many items behind one prefix with score.onnx: the prefix is computed once, items stand in blocks behind it.
 
 A run takes the prefix, or what an earlier run has kept of it, and as many items as RUN_TOKENS allows (multi-item
-scoring; results differ from one by one by rounding only). The keys and values of the last prefix are kept, so that a
-request computes only what its prefix has behind their common beginning.
+scoring; results differ from one by one by rounding only). The keys and values of the last prefix are kept, and of more
+where `keep_prefixes` says so, so that a request computes only what its prefix has behind their common beginning.
 Small models gain little from several threads inside one operator, so a build may ask for lanes: as many runs side by
 side as there are threads, each on its share of the items and on one thread (`parallel_items` of runtime.json, measured
 when the build is made). Each lane computes the prefix for itself, so a long prefix has no lanes. Knows nothing of text;
 label logits come out as the graph gives them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from .blocks import lay_out, pack, shares, slots_for
 from .bundle import RuntimeConfig, ScoreConfig
 from .decoding import token_array
 from .errors import CorruptArtifactError, InputError
+from .prefixes import Past, Prefixes
+from .segments import SegmentTree, segment_tree
 from .session import Binding, as_value, check_interface, kv_names, open_session, physical_cores
 
 GRAPH = "score.onnx"
@@ -46,14 +47,6 @@ Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Past:
-    """Keys and values of the prefix's first `length` tokens, one float32 [1, length, kv_heads x head_dim] per input."""
-
-    length: int
-    rows: list[npt.NDArray[np.float32]]
-
-
 class Scorer:
     """score.onnx, in one or several lanes."""
 
@@ -61,6 +54,8 @@ class Scorer:
         self._config, self._path, self._threads = config, folder / GRAPH, threads
         self._labels = len(score.label_ids)
         self._lane_count = (threads or physical_cores()) if config.parallel_items else 1
+        self._nothing = Past(0, [np.zeros((1, 0, width), np.float32) for width in _widths(config)])
+        self._prefixes = Prefixes(self._nothing, segment_tree(0, config))
 
     @cached_property
     def _wide(self) -> "Lane":
@@ -78,85 +73,118 @@ class Scorer:
     def _open(self, threads: int, count: int) -> "list[Lane]":
         session = open_session(self._path, threads=threads, spinning=self._config.spinning)
         check_interface(session, self._path, self._config, _INPUTS, "label_logits", kv_rows=True)
-        return [Lane(session, self._path, self._config, self._labels) for _ in range(count)]
+        return [Lane(session, self._path, self._config, self._labels, self._nothing) for _ in range(count)]
+
+    def keep_prefixes(self, size_bytes: int) -> SegmentTree:
+        """Keep up to so many bytes of prefixes besides the last one; the tree that holds them."""
+        self._prefixes = Prefixes(self._nothing, segment_tree(size_bytes, self._config))
+        return self._prefixes.tree
 
     def score(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
         """Label logits at the last token of each item behind the prefix, float32 [items, labels]."""
-        check_room(prefix, items, self._config.max_length)
-        if 1 < self._lane_count <= len(items) and prefix.size <= LANE_PREFIX:
-            scores = self._score_in_lanes(prefix, items)
-        else:
-            scores = self._wide.score(prefix, items)
-        if not np.isfinite(scores).all():
-            raise CorruptArtifactError(f"{self._path} computes NaN or infinity; its weights are damaged.")
-        return scores
+        run = self.begin(prefix, items)
+        while not run.done:
+            run.advance()
+        return run.scores
 
-    def _score_in_lanes(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
+    def begin(self, prefix: Ids, items: Sequence[Ids]) -> "ScoreRun":
+        """The same in pieces of about RUN_TOKENS (in lanes, of as many in each), between which others may run."""
+        check_room(prefix, items, self._config.max_length)
+        past = self._prefixes.find(prefix)
+        in_lanes = 1 < self._lane_count <= len(items) and prefix.size <= LANE_PREFIX
+        pieces = self._lane_pieces(past, prefix, items) if in_lanes else self._pieces(past, prefix, items)
+        return ScoreRun(self._path, past.length, len(items), self._labels, pieces)
+
+    def _pieces(self, past: Past, prefix: Ids, items: Sequence[Ids]) -> Iterator[Scores]:
+        for scores, now in self._wide.runs(past, prefix, items):
+            if now is not past and now.length == prefix.size:
+                self._prefixes.keep(prefix, now)
+            past = now
+            yield scores
+
+    def _lane_pieces(self, past: Past, prefix: Ids, items: Sequence[Ids]) -> Iterator[Scores]:
         sizes = [item.size for item in items]
-        parts = [[items[i] for i in one] for one in shares(sizes, self._lane_count)]
+        for one in pack(sizes, self._lane_count * RUN_TOKENS):
+            scores, now = self._score_in_lanes(past, prefix, [items[i] for i in one])
+            if now is not past:
+                self._prefixes.keep(prefix, now)
+            past = now
+            yield scores
+
+    def _score_in_lanes(self, past: Past, prefix: Ids, items: Sequence[Ids]) -> tuple[Scores, Past]:
+        parts = [[items[i] for i in one] for one in shares([item.size for item in items], self._lane_count)]
         waiting = [
-            self._workers.submit(lane.score, prefix, share)
+            self._workers.submit(lane.score, past, prefix, share)
             for lane, share in zip(self._lanes[1:], parts[1:], strict=False)
         ]
         try:
-            own = self._lanes[0].score(prefix, parts[0])
+            own, now = self._lanes[0].score(past, prefix, parts[0])
         finally:
             others = [future.exception() or future.result() for future in waiting]
         failure = next((one for one in others if isinstance(one, BaseException)), None)
         if failure is not None:
             raise failure
-        return np.concatenate([own, *(one for one in others if not isinstance(one, BaseException))])
+        return np.concatenate([own, *(one[0] for one in others if not isinstance(one, BaseException))]), now
+
+
+class ScoreRun:
+    """A request on its way. cached_tokens: those of the prefix that need not be computed; `scores` hold when `done`."""
+
+    def __init__(self, path: Path, cached_tokens: int, items: int, labels: int, pieces: Iterator[Scores]) -> None:
+        self.cached_tokens = cached_tokens
+        self.scores = np.empty((items, labels), np.float32)
+        self._path, self._pieces, self._count = path, pieces, 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all items have their scores."""
+        return self._count == len(self.scores)
+
+    def advance(self) -> None:
+        """Run the next piece."""
+        piece = next(self._pieces)
+        if not np.isfinite(piece).all():
+            raise CorruptArtifactError(f"{self._path} computes NaN or infinity; its weights are damaged.")
+        self.scores[self._count : self._count + len(piece)] = piece
+        self._count += len(piece)
 
 
 class Lane:
     """Bindings to one session for one run at a time; lanes of one session may run side by side."""
 
-    def __init__(self, session: ort.InferenceSession, path: Path, config: RuntimeConfig, labels: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, path: Path, config: RuntimeConfig, labels: int, nothing: Past
+    ) -> None:
         self._binding = Binding(session, path)
         self._limit, self._labels = config.max_length, labels
         self._past_names, self._present_names = kv_names(config.layers)
-        self._widths = [heads * config.head_dim for heads in config.kv_heads for _ in range(2)]
-        self._nothing = Past(0, [np.zeros((1, 0, width), np.float32) for width in self._widths])
-        self._past = self._bind(self._nothing)
-        self._last_prefix: Ids = np.zeros(0, np.int64)
-        self._last = self._nothing
-        """What is kept of it: its first `length` tokens."""
+        self._widths = _widths(config)
+        self._past = self._bind(nothing)
 
-    def score(self, prefix: Ids, items: Sequence[Ids]) -> Scores:
-        """Label logits of the items behind the prefix, in as many runs as they take."""
+    def score(self, past: Past, prefix: Ids, items: Sequence[Ids]) -> tuple[Scores, Past]:
+        """Label logits of the items behind the prefix, of which `past` is the beginning, and the past of all of it."""
+        results = []
+        for scores, now in self.runs(past, prefix, items):
+            results.append(scores)
+            past = now
+        return np.concatenate(results), past
+
+    def runs(self, past: Past, prefix: Ids, items: Sequence[Ids]) -> Iterator[tuple[Scores, Past]]:
+        """Run after run, each with the scores of the next items, none for a run of the prefix alone, and the past."""
         room = min(RUN_TOKENS, self._limit - prefix.size)
         packs = [[items[i] for i in one] for one in pack([item.size for item in items], room)]
-        past = self._prefill(self._kept(prefix), prefix)
-        results = []
+        alone = prefix.size - past.length > RUN_TOKENS  # else it goes into the run of the first items
+        while alone and past.length < prefix.size:
+            piece = prefix[past.length : past.length + RUN_TOKENS]
+            scores, past = self._run(past, piece, [], keep=True)
+            yield scores, past
         for one in packs:
             new = prefix[past.length :]
-            scores, present = self._run(past, new, one, keep=new.size > 0)
-            past = present or past
-            results.append(scores)
-        self._last_prefix, self._last = prefix.copy(), past
-        return np.concatenate(results)
+            scores, past = self._run(past, new, one, keep=new.size > 0)
+            yield scores, past
 
-    def _kept(self, prefix: Ids) -> Past:
-        """What the last request has left of the beginning that its prefix has in common with this one."""
-        size = min(prefix.size, self._last.length)
-        differs = prefix[:size] != self._last_prefix[:size]
-        common = int(differs.argmax()) if differs.any() else size
-        if common == self._last.length:
-            return self._last
-        return Past(common, [rows[:, :common] for rows in self._last.rows])
-
-    def _prefill(self, past: Past, prefix: Ids) -> Past:
-        """Keys and values of so much of the prefix that what is left goes into the run of the first items."""
-        if prefix.size - past.length <= RUN_TOKENS:
-            return past
-        while past.length < prefix.size:
-            _, present = self._run(past, prefix[past.length : past.length + RUN_TOKENS], [], keep=True)
-            assert present is not None
-            past = present
-        return past
-
-    def _run(self, past: Past, prefix: Ids, items: Sequence[Ids], *, keep: bool) -> tuple[Scores, Past | None]:
-        """One run; with `keep` also the past that has `prefix` behind it."""
+    def _run(self, past: Past, prefix: Ids, items: Sequence[Ids], *, keep: bool) -> tuple[Scores, Past]:
+        """One run; with `keep` the past returned has `prefix` behind it."""
         sizes = [item.size for item in items]
         seen = past.length + prefix.size
         layout = lay_out(past.length, prefix.size, sizes, slots_for(seen, prefix.size, sizes))
@@ -174,7 +202,7 @@ class Lane:
         self._binding.set_output("label_logits", as_value(result))
         kept = self._bind_present(seen + sum(sizes)) if keep else []
         self._binding.run()
-        return result, Past(seen, [rows[:, :seen] for rows in kept]) if keep else None
+        return result, Past(seen, [rows[:, :seen] for rows in kept]) if keep else past
 
     def _bind(self, past: Past) -> Past:
         for name, rows in zip(self._past_names, past.rows, strict=True):
@@ -186,6 +214,11 @@ class Lane:
         for name, rows in zip(self._present_names, present, strict=True):
             self._binding.set_output(name, as_value(rows))
         return present
+
+
+def _widths(config: RuntimeConfig) -> list[int]:
+    """Numbers in a row of each input of the past: key and value of layer 0, of layer 1, …"""
+    return [heads * config.head_dim for heads in config.kv_heads for _ in range(2)]
 
 
 def check_room(prefix: Ids, items: Sequence[Ids], limit: int) -> None:

@@ -20,9 +20,9 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from .bundle import RuntimeConfig
-from .errors import CorruptArtifactError, ResourceError
+from .errors import CorruptArtifactError, InputError, ResourceError
 
-Array = npt.NDArray[np.float32] | npt.NDArray[np.int64]
+Array = npt.NDArray[np.floating] | npt.NDArray[np.int64]
 
 _FATAL_ONLY = 4
 _SPIN_US = "100"
@@ -43,11 +43,14 @@ _FAILURES: tuple[type[Exception], ...] = (
 )
 
 
-def open_session(path: Path, *, threads: int, spinning: bool, as_written: bool = False) -> ort.InferenceSession:
-    """Load a graph for the CPU; `threads` 0 leaves the number to ONNX Runtime (one per physical core).
+def open_session(
+    path: Path, *, threads: int, spinning: bool, as_written: bool = False, provider: str = "cpu"
+) -> ort.InferenceSession:
+    """Load a graph; `threads` 0 leaves the number to ONNX Runtime (one per physical core).
 
     as_written: without fusions, which ONNX Runtime tries on FP8 too and has no kernels for.
     """
+    providers = _providers(path, provider)
     options = ort.SessionOptions()
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -61,9 +64,20 @@ def open_session(path: Path, *, threads: int, spinning: bool, as_written: bool =
         # Products in wider numbers: right everywhere, but three times slower where the CPU has no need of it.
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=providers)
     except _FAILURES as error:
         raise _sentence(path, "does not load", error) from error
+
+
+def _providers(path: Path, provider: str) -> list[str]:
+    """What runs the graph; InputError where this ONNX Runtime cannot run it on a GPU: a CPU would not be asked for."""
+    if provider == "cpu":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise InputError(
+            f"{path} runs on an NVIDIA GPU and this ONNX Runtime has no CUDA provider: install onnxruntime-gpu instead."
+        )
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 @cache
@@ -124,7 +138,8 @@ def check_interface(
     inputs: names and element types of all inputs beside the past. kv_rows: the past is [1, length, heads x head_dim]
     rather than [batch, heads, length, head_dim].
     """
-    past, present = (dict.fromkeys(names, "float") for names in kv_names(config.layers))
+    cache = {"float32": "float"}.get(config.cache, config.cache)
+    past, present = (dict.fromkeys(names, cache) for names in kv_names(config.layers))
     found_inputs = {node.name: node for node in session.get_inputs()}
     found_outputs = {node.name: node for node in session.get_outputs()}
     for found, wanted in ((found_inputs, dict(inputs) | past), (found_outputs, {output: "float"} | present)):

@@ -1,9 +1,12 @@
 """The KV cache of a batch: per layer one buffer for keys and one for values, a row of it for each sequence.
 
 The rows in use are always the first ones, so that a step over them computes nothing for rows that are free; a row is
-contiguous, so that a prompt can be run straight into it. All rows have the same capacity, which doubles as the longest
-sequence grows; untouched memory is not committed by the system. Knows nothing of tokens or of who owns a row.
+contiguous, so that a prompt can be run straight into it. The row behind them may be *staged*: it is filled with the
+prompt of a sequence that is not in use yet. All rows have the same capacity, which doubles as the longest sequence
+grows; untouched memory is not committed by the system. Knows nothing of tokens or of who owns a row.
 """
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +14,14 @@ import numpy.typing as npt
 from .bundle import RuntimeConfig
 from .errors import InputError, ResourceError
 from .kv import too_long
+from .segments import Segment
 from .session import Binding, as_value, kv_names
 
 _SMALLEST = 128
 
 
 class SlotCache:
-    """Keys and values of up to `slots` sequences, float32 [slots, kv_heads of the layer, capacity, head_dim] each.
+    """Keys and values of up to `slots` sequences, [slots, kv_heads of the layer, capacity, head_dim] each.
 
     lengths: tokens that each row holds, int64 [slots]; those of rows that are not in use mean nothing.
     """
@@ -27,12 +31,14 @@ class SlotCache:
             raise InputError(f"A batch needs room for at least 1 sequence, not {slots}.")
         self.slots, self.limit = slots, config.max_length
         self.used = 0
+        self.staged: int | None = None
+        """Tokens in the row behind those in use; None where that row is free."""
         self.capacity = 0
         self.lengths = np.zeros(slots, np.int64)
         self._heads = [heads for heads in config.kv_heads for _ in range(2)]
-        self._dim = config.head_dim
+        self._dim, self._type = config.head_dim, np.dtype(config.cache)
         self._names = list(zip(*kv_names(config.layers), strict=True))
-        self._buffers: list[npt.NDArray[np.float32]] = []
+        self._buffers: list[npt.NDArray[np.floating]] = []
 
     @property
     def size_bytes(self) -> int:
@@ -50,32 +56,69 @@ class SlotCache:
             return False
         capacity = min(self.limit, max(tokens, 2 * self.capacity, _SMALLEST))
         try:
-            grown = [np.zeros((self.slots, heads, capacity, self._dim), np.float32) for heads in self._heads]
+            grown = [np.zeros((self.slots, heads, capacity, self._dim), self._type) for heads in self._heads]
         except MemoryError:
             raise ResourceError(
                 f"There is no memory for a KV cache of {self.slots} x {capacity} tokens; use a smaller batch."
             ) from None
         for old, new in zip(self._buffers, grown, strict=False):
-            for row, length in enumerate(self.lengths[: self.used]):
+            for row, length in self._held():
                 new[row, :, :length] = old[row, :, :length]
         self._buffers, self.capacity = grown, capacity
         return True
 
-    def add(self, tokens: int) -> int:
-        """Count a sequence of `tokens` in the first free row, into which its prompt has been run; the row."""
+    def _held(self) -> Iterator[tuple[int, int]]:
+        """Each row that holds something, with its number of tokens."""
+        yield from enumerate(self.lengths[: self.used].tolist())
+        if self.staged is not None:
+            yield self.used, self.staged
+
+    def stage(self, pieces: Sequence[tuple[Segment, int]] = ()) -> None:
+        """Begin to fill the first free row, with copies of the given number of tokens of each segment."""
         assert self.used < self.slots, "a batch holds no more sequences than it has slots"
-        self.lengths[self.used] = tokens
+        assert self.staged is None, "one row is staged at a time"
+        self.staged = 0
+        for segment, count in pieces:
+            for buffer, part in zip(self._buffers, segment, strict=True):
+                buffer[self.used, :, self.staged : self.staged + count] = part[:, :count]
+            self.staged += count
+
+    def join(self) -> None:
+        """The staged row is in use from now on."""
+        assert self.staged is not None, "only a staged row can join those in use"
+        self.lengths[self.used], self.staged = self.staged, None
         self.used += 1
-        return self.used - 1
+
+    def fork(self) -> None:
+        """Put a copy of the last row in use behind it, in use too."""
+        assert self.used < self.slots, "a batch holds no more sequences than it has slots"
+        assert self.staged is None, "the copy would overwrite the staged row"
+        self._move(self.used - 1, self.used, int(self.lengths[self.used - 1]))
+        self.lengths[self.used] = self.lengths[self.used - 1]
+        self.used += 1
 
     def remove(self, row: int) -> None:
-        """Forget the sequence in `row`; the one in the last row takes its place."""
+        """Forget the sequence in `row`; the one in the last row takes its place, and a staged row moves up."""
         assert 0 <= row < self.used, "only a row in use can be released"
         last = self.used = self.used - 1
         if row != last:
-            length = self.lengths[row] = self.lengths[last]
-            for buffer in self._buffers:
-                buffer[row, :, :length] = buffer[last, :, :length]
+            self.lengths[row] = self.lengths[last]
+            self._move(last, row, int(self.lengths[last]))
+        if self.staged is not None:
+            self._move(last + 1, last, self.staged)
+
+    def _move(self, source: int, target: int, tokens: int) -> None:
+        for buffer in self._buffers:
+            buffer[target, :, :tokens] = buffer[source, :, :tokens]
+
+    def read(self, row: int, start: int, stop: int) -> Segment:
+        """A copy of what a row holds for the tokens start to stop."""
+        return [buffer[row, :, start:stop].copy() for buffer in self._buffers]
+
+    def clear(self) -> None:
+        """Give the memory back; nothing is held."""
+        assert not list(self._held()), "rows that hold a sequence cannot be given back"
+        self._buffers, self.capacity = [], 0
 
     def bind_row(self, binding: Binding, row: int) -> None:
         """Bind one row of every buffer as past and as present of a batch of 1."""

@@ -116,4 +116,4 @@ class StandardDecoder:
 
     def _empty_past(self, rows: int) -> list[ort.OrtValue]:
         heads = (heads for heads in self.config.kv_heads for _ in range(2))
-        return [as_value(np.empty((rows, count, 0, self.config.head_dim), np.float32)) for count in heads]
+        return [as_value(np.empty((rows, count, 0, self.config.head_dim), self.config.cache)) for count in heads]

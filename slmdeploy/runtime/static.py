@@ -30,7 +30,9 @@ class StaticDecoder:
         self.sequence = 0
         """Counts the sequences begun, so that whoever continues one can tell that the cache still holds it."""
         self._path = folder / GRAPH
-        self._session = open_session(self._path, threads=threads, spinning=config.spinning)
+        self._session = open_session(
+            self._path, threads=threads, spinning=config.spinning, as_written=config.numerics_only
+        )
         check_interface(self._session, self._path, config, dict.fromkeys(_INPUTS, "int64"), "logits")
         self._token, self._position = np.zeros((2, 1, 1), np.int64)
         self._held = np.zeros(1, np.int64)
@@ -81,7 +83,7 @@ class StaticDecoder:
         binding = self._bound(ids, positions, np.zeros(len(rows), np.int64), logits)
         heads = (heads for heads in self.config.kv_heads for _ in range(2))
         for past, present, count in zip(*kv_names(self.config.layers), heads, strict=True):
-            value = as_value(np.zeros((len(rows), count, ids.shape[1], self.config.head_dim), np.float32))
+            value = as_value(np.zeros((len(rows), count, ids.shape[1], self.config.head_dim), self.config.cache))
             binding.set_input(past, value)
             binding.set_output(present, value)
         binding.run()

@@ -130,3 +130,73 @@ def test_forced_tokens_for_checks(model: Model) -> None:
     for prompt, forced, rows in zip(prompts, tokens, model.batch_decode(prompts, tokens), strict=True):
         expected = model.logits([*prompt, *forced])[len(prompt) - 1 :]
         assert np.abs(rows - expected).max() < 1e-5
+
+
+def test_prompts_in_pieces_between_steps_give_what_whole_ones_give(tiny: Path, model: Model) -> None:
+    decoder = batch(tiny, 3)
+    ids = [list(PROMPTS[0]), list(PROMPTS[1])]
+    for prompt in ids:
+        decoder.admit(np.array(prompt))
+    arriving = PROMPTS[2]
+    decoder.begin(len(arriving))
+    for start, stop in ((0, 3), (3, 4), (4, 9)):
+        assert decoder.extend(np.array(arriving[start:stop]), last=False) is None
+        if start == 3:
+            decoder.release(0)  # the last row moves into the first, and the staged one moves up
+            ids[0] = ids.pop()
+        tokens = np.arange(len(ids)) + 70 + start
+        logits = decoder.step(tokens)
+        for row, token in enumerate(tokens):
+            ids[row].append(int(token))
+            assert np.abs(logits[row] - model.logits(ids[row])[-1]).max() < 1e-5
+    behind = decoder.extend(np.array(arriving[9:]), last=True)
+    assert behind is not None
+    assert np.abs(behind - model.prefill(arriving)).max() < 1e-5
+    assert decoder.used == 1
+    decoder.join()
+    decoder.fork()
+    assert decoder.used == 3
+    logits = decoder.step(np.array([1, 2, 3]))
+    for row, expected in enumerate(([*ids[0], 1], [*arriving, 2], [*arriving, 3])):
+        assert np.abs(logits[row] - model.logits(expected)[-1]).max() < 1e-5
+
+
+def test_a_staged_row_outlives_growing_buffers_and_can_be_abandoned(
+    tiny: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "_SMALLEST", 4)
+    decoder = batch(tiny, 2)
+    decoder.begin(4)
+    decoder.extend(np.array([3, 4]), last=False)
+    decoder.reserve(20)
+    behind = decoder.extend(np.array([5]), last=True)
+    assert behind is not None
+    assert np.abs(behind - model.prefill([3, 4, 5])).max() < 1e-5
+    decoder.abandon()
+    assert np.abs(decoder.admit(np.array([8, 9])) - model.prefill([8, 9])).max() < 1e-5
+    assert decoder.used == 1
+
+
+def test_segments_read_out_of_a_row_begin_another(tiny: Path, model: Model) -> None:
+    decoder = batch(tiny, 2)
+    decoder.admit(np.array(PROMPTS[2]))
+    pieces = [(decoder.read(0, 0, 6), 6), (decoder.read(0, 6, 11), 2)]
+    decoder.begin(12, pieces)
+    behind = decoder.extend(np.array([50, 51]), last=True)
+    assert behind is not None
+    assert np.abs(behind - model.prefill([*PROMPTS[2][:8], 50, 51])).max() < 1e-5
+
+
+def test_memory_goes_back_when_nothing_is_held(tiny: Path, model: Model) -> None:
+    decoder = batch(tiny, 2)
+    decoder.admit(np.array(PROMPTS[0]))
+    size = decoder.cache.size_bytes
+    with pytest.raises(AssertionError, match="hold a sequence"):
+        decoder.shrink(size - 1)
+    decoder.release(0)
+    decoder.shrink(size)
+    assert decoder.cache.size_bytes == size
+    decoder.shrink(size - 1)
+    assert decoder.cache.size_bytes == 0
+    assert np.abs(decoder.admit(np.array(PROMPTS[1])) - model.prefill(PROMPTS[1])).max() < 1e-5
+    assert np.isfinite(decoder.step(np.array([4]))).all()

@@ -134,3 +134,9 @@ def test_nan_and_infinity_are_no_tokens(bad: float) -> None:
 def test_settings_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{name} must be .*, not {value}"):
         Sampling(**{name: value})
+
+
+def test_a_temperature_just_above_0_leaves_the_best_token() -> None:
+    tokens, probabilities = distribution(np.array([1, 3, 2], np.float32), Sampling(temperature=5e-324))
+    assert probabilities[tokens == 1] == 1
+    assert probabilities.sum() == 1
