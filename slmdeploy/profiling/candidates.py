@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from slmdeploy.artifacts import digest, open_artifact
 from slmdeploy.checkpoint import CONTEXT_FIELDS, read_config
 from slmdeploy.errors import InputError
@@ -18,12 +20,13 @@ from slmdeploy.profiling.summary import Outcome
 from slmdeploy.runtime.bundle import FOR_OTHERS, RuntimeConfig, read_runtime
 from slmdeploy.runtime.encoder_config import is_encoder, read_encoder
 from slmdeploy.runtime.openvino_session import WEIGHTS
+from slmdeploy.runtime.tensorrt_plan import PLAN
+from slmdeploy.runtime.tensorrt_session import not_here
 
 _RUNNABLE = ("graph", "build", "package")
 _LOADED = {".onnx", ".data", ".xml", ".safetensors", ".json", ".jinja", ".txt", ".model"}
 """Suffixes of the files that running a folder reads, beside OpenVINO's weights; a checkpoint also holds logs, cards and
 other things that end in .bin."""
-_FLOAT_BYTES = 4
 OPTIONS = ("threads", "spinning", "prefill_chunk")
 """Of a session: what a row says that it ran with."""
 
@@ -45,6 +48,8 @@ class Candidate:
     """Whether it can run a prompt in pieces."""
     takes_batches: bool = False
     """Whether it can run several requests together."""
+    drafting: tuple[str, ...] = ()
+    """Arguments of worker.py that make it guess ahead (drafts.py)."""
     metrics: dict[str, float] = field(default_factory=dict)
     drawn: dict[str, Floats] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -77,7 +82,9 @@ class Candidate:
 
     def _options(self) -> dict[str, Any]:
         batch = (self.search or {}).get("options", {}).get("batch")
-        return {key: self.hello[key] for key in OPTIONS if key in self.hello} | ({"batch": batch} if batch else {})
+        drafting = {"drafting": " ".join(self.drafting)} if self.drafting else {}
+        found = {key: self.hello[key] for key in OPTIONS if key in self.hello} | ({"batch": batch} if batch else {})
+        return found | drafting
 
     def _intervals(self, baseline: "Candidate | None") -> dict[str, Interval]:
         found = {name: interval(values) for name, values in self.drawn.items()}
@@ -88,11 +95,11 @@ class Candidate:
         return found
 
 
-def find(builds: Sequence[Path], baseline: Path | None) -> list[Candidate]:
-    """The candidates, the baseline first. Raises InputError where one cannot be measured."""
+def find(builds: Sequence[Path], baseline: Path | None, *, running: bool = True) -> list[Candidate]:
+    """The candidates, the baseline first. Raises InputError where one is no model, or cannot be run if ``running``."""
     found = [] if baseline is None else [_baseline(baseline)]
     for name, path in zip(unique_names(builds), builds, strict=True):
-        found.append(_build(name, path))
+        found.append(_build(name, path, running))
     first: dict[str, Path] = {}
     for candidate in found:
         # Candidates with the same tokenizer share one path, which is how quality knows that their ids agree.
@@ -116,15 +123,14 @@ def unique_names(builds: Sequence[Path]) -> list[str]:
     raise AssertionError("distinct paths have distinct names")
 
 
-def _build(name: str, path: Path) -> Candidate:
+def _build(name: str, path: Path, running: bool) -> Candidate:
     artifact = open_artifact(path)
     if artifact.kind not in _RUNNABLE:
         raise InputError(f"{path} is a {artifact.kind}: profile measures what `slmdeploy build` or `export` made")
     runtime = read_encoder(path) if is_encoder(path) else read_runtime(path)
-    if isinstance(runtime, RuntimeConfig) and runtime.numerics_only:
+    if running and isinstance(runtime, RuntimeConfig) and runtime.numerics_only and (reason := not_here(path)):
         raise InputError(
-            f"{path} is a graph for a compiler that is not here: its speed on this CPU would say nothing, and none is "
-            "estimated, so give builds of the engines onnxruntime and openvino"
+            f"{path} is for a GPU and cannot be measured here, where its speed on this CPU would say nothing: {reason}"
         )
     chosen = artifact.plan.get("profile")
     facts = {
@@ -140,9 +146,9 @@ def _build(name: str, path: Path) -> Candidate:
     candidate.takes_batches = not isinstance(runtime, RuntimeConfig)  # every encoder does; of decoders see below
     if isinstance(runtime, RuntimeConfig):
         candidate.labels = runtime.score.labels if runtime.score else ()
-        if runtime.engine == "onnxruntime":  # its cache is float32; what OpenVINO stores is its own business
+        if runtime.engine == "onnxruntime":  # what OpenVINO stores is its own business
             candidate.cuts_prompts = candidate.takes_batches = runtime.interface == "shared"
-            candidate.kv_token_bytes = 2 * sum(runtime.kv_heads) * runtime.head_dim * _FLOAT_BYTES
+            candidate.kv_token_bytes = 2 * sum(runtime.kv_heads) * runtime.head_dim * np.dtype(runtime.cache).itemsize
     return candidate
 
 
@@ -172,7 +178,7 @@ def size_bytes(folder: Path) -> int:
     return sum(
         file.stat().st_size
         for file in folder.iterdir()
-        if file.is_file() and (file.suffix in _LOADED or file.name == WEIGHTS) and file.name not in FOR_OTHERS
+        if file.is_file() and (file.suffix in _LOADED or file.name in (WEIGHTS, PLAN)) and file.name not in FOR_OTHERS
     )
 
 

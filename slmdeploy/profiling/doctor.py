@@ -38,6 +38,13 @@ def buildable(profiles: Sequence[Profile], machine: Machine, target: Target | No
     return [(profile, *_judge(profile, isa, machine.engines, target)) for profile in profiles]
 
 
+def _package(profile: Profile) -> str:
+    """What is installed for the profile's engine."""
+    if profile.compiler is not None:
+        return profile.compiler.module.replace("_", "-")
+    return "onnxruntime-gpu" if profile.engine == "cuda" else profile.engine
+
+
 def _judge(
     profile: Profile, isa: frozenset[str], engines: Mapping[str, str], target: Target | None
 ) -> tuple[bool, str]:
@@ -46,8 +53,9 @@ def _judge(
         return False, f"needs {', '.join(missing)}, which this machine does not have"
     if target is not None and profile.engine not in target.engines:
         return False, f"{profile.engine} does not run on {target.name}, which has {', '.join(target.engines)}"
-    if not has_engine(profile.engine, engines):
-        return False, f"{profile.engine} is not installed: pip install {profile.engine}"
+    engine = _package(profile)
+    if not has_engine(engine, engines):
+        return False, f"{engine} is not installed: pip install {engine}"
     fast = profile.requires.slow_without
     slow = fast and isa.isdisjoint(fast)
     return True, f"runs, but slowly without {' or '.join(fast)}" if slow else "all it needs is here"

@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-ENGINES = ("tokenizers", "numpy", "torch", "transformers", "onnx", "onnx-ir", "tensorrt")
+_RUNS_PLANS = ("tensorrt", "tensorrt-rtx", "cuda-bindings")
+ENGINES = ("tokenizers", "numpy", "torch", "transformers", "onnx", "onnx-ir", *_RUNS_PLANS)
 FLAVOURS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": (
         "onnxruntime",

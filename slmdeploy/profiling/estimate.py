@@ -8,23 +8,24 @@ of builds left out of the fit were off. Quality is not estimated.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from slmdeploy.artifacts import scratch
 from slmdeploy.errors import InputError, OutputExistsError
-from slmdeploy.profiling import load
+from slmdeploy.profiling import compiled_estimate, load
 from slmdeploy.profiling.calibration import Calibration, read_calibration, seconds
 from slmdeploy.profiling.candidates import Candidate, find
 from slmdeploy.profiling.facts import BuildFacts, read_facts
 from slmdeploy.profiling.profile import SCHEMA
 from slmdeploy.profiling.roofline import carried, latencies, request_work
-from slmdeploy.profiling.runs import request_of
+from slmdeploy.profiling.runs import Request, request_of
 from slmdeploy.specs import Target, Workload
 from slmdeploy.version import __version__
 
 _UNIT = {"generate": "tokens", "score": "items", "embed": "texts", "classify": "texts"}
+Interval = Callable[[float], tuple[float, float]]
 _ROLES = {"generate": {"steps", "prompts"}, "score": {"score", "encode"}, "embed": {"encode"}, "classify": {"encode"}}
 """The graphs that a task has open."""
 
@@ -41,14 +42,13 @@ def estimate(
     """Write the estimates of ``builds`` on ``target`` to the .json file ``out``, in the form of measurement.json.
 
     ``calibration`` is a file of costs, by default the shipped one. Raises InputError for a target without the figures
-    that an estimate needs, a build of another engine than onnxruntime, and a workload in which requests wait.
+    that an estimate needs, a build of the engine openvino, and a workload in which requests wait.
     """
     if out.suffix != ".json":
         raise InputError(f"{out} is no .json file: estimates are written to one file, e.g. {out.name}.json")
     if out.exists() and not force:
         raise OutputExistsError(f"{out} exists already: choose another output or pass --force to replace it")
     fitted = read_calibration(calibration)
-    costs = costs_on(target, fitted)
     report = {
         "schema": SCHEMA,
         "slmdeploy": __version__,
@@ -58,7 +58,7 @@ def estimate(
         "machine": None,
         "threads": fitted.machine.threads,
         "plan": {"workloads": [workload.model_dump(exclude_none=True) for workload in workloads]},
-        "rows": [_row(candidate, workloads, target, fitted, costs) for candidate in find(builds, None)],
+        "rows": [_row(candidate, workloads, target, fitted) for candidate in find(builds, None, running=False)],
     }
     with scratch(out, "estimate") as folder:
         file = folder / out.name
@@ -101,12 +101,11 @@ def _row(
     workloads: Sequence[Workload],
     target: Target,
     calibration: Calibration,
-    costs: dict[str, float],
 ) -> dict[str, Any]:
     facts = read_facts(candidate.path, candidate.name)
     for workload in workloads:
         load.check_fits(workload, candidate.name, max_length=candidate.max_length, tasks=candidate.tasks)
-        candidate.workloads[workload.name] = entry(workload, facts, calibration, costs)
+        candidate.workloads[workload.name] = entry(workload, *_taken(workload, facts, target, calibration))
     # Where several workloads have a figure, the first single-stream one's stands in the row, so it is written last.
     ordered = sorted(workloads, key=lambda one: one.scenario != "single-stream")[::-1]
     metrics, intervals = (
@@ -115,30 +114,41 @@ def _row(
     )
     return candidate.row(None, target.name) | {
         "source": "estimated",
-        "basis": basis(target, calibration),
+        "basis": compiled_estimate.basis(target) if facts.compiled else basis(target, calibration),
         "options": {"threads": facts.threads or calibration.machine.threads},
         "metrics": candidate.metrics | metrics | memory(facts, workloads, calibration),
         "intervals": intervals,
     }
 
 
-def entry(workload: Workload, facts: BuildFacts, calibration: Calibration, costs: dict[str, float]) -> dict[str, Any]:
-    """A workload's part of a row: medians of latencies, or rates where all requests are there at once."""
+def _taken(
+    workload: Workload, facts: BuildFacts, target: Target, calibration: Calibration
+) -> tuple[Request, tuple[float, float], Interval]:
+    """A request of the workload, the seconds that its two parts take, and the interval around such a time."""
     machine = calibration.machine
     request = request_of(workload, facts, machine.threads)
-    first, later = (
-        seconds(work, costs)
-        for work in request_work(request, facts, threads=machine.threads, cache_bytes=machine.cache_bytes)
-    )
+    if facts.compiled:
+        return request, compiled_estimate.request_seconds(request, facts, target), compiled_estimate.interval
+    costs = costs_on(target, calibration)
+    work = request_work(request, facts, threads=machine.threads, cache_bytes=machine.cache_bytes)
+    return request, (seconds(work[0], costs), seconds(work[1], costs)), calibration.errors.interval
+
+
+def entry(workload: Workload, request: Request, taken: tuple[float, float], interval: Interval) -> dict[str, Any]:
+    """A workload's part of a row: medians of latencies, or rates where all requests are there at once.
+
+    ``taken``: seconds until the first result, and of all that follows.
+    """
+    first, later = taken
     if workload.scenario == "offline":
         answered = request.requests / (first + later)
         metrics = {f"{_UNIT[workload.task]}_per_s": request.counts * answered, "requests_per_s": answered}
-        ends = {name: calibration.errors.interval(1 / value) for name, value in metrics.items()}
+        ends = {name: interval(1 / value) for name, value in metrics.items()}
         intervals = {name: [1 / high, 1 / low] for name, (low, high) in ends.items()}
     else:
         times = latencies(first * 1e3, later * 1e3, workload.task, request.counts)
         metrics = {f"{name}_p50": value for name, value in times.items()}
-        intervals = {name: list(calibration.errors.interval(value)) for name, value in metrics.items()}
+        intervals = {name: list(interval(value)) for name, value in metrics.items()}
     return {
         "task": workload.task,
         "scenario": workload.scenario,
@@ -155,6 +165,8 @@ def memory(facts: BuildFacts, workloads: Sequence[Workload], calibration: Calibr
     """Bytes of the cache for the longest request, and of the process as the calibrated machine's processes had them."""
     roles = set().union(*(_ROLES[workload.task] for workload in workloads))
     keys = facts.kv_bytes_per_token * max(load.context_tokens(workload) for workload in workloads)
+    if facts.compiled:
+        return {"kv_bytes": float(keys), "rss_peak_bytes": float(compiled_estimate.memory_bytes(facts) + keys)}
     fitted = calibration.memory
     peak = fitted.base_bytes + fitted.per_weight_byte * facts.memory_bytes(roles) + keys
     return {"rss_peak_bytes": float(round(peak))} | ({"kv_bytes": float(keys)} if keys else {})

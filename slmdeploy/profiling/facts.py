@@ -19,7 +19,6 @@ from slmdeploy.runtime.decoding import GRAPH, PREFILL
 from slmdeploy.runtime.encoder_config import EncoderConfig, is_encoder, read_encoder
 from slmdeploy.runtime.scoring import GRAPH as SCORE
 
-_FLOAT_BYTES = 4
 _RUNNABLE = ("graph", "build", "package")
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 _HIDDEN = ("hidden_size", "dim", "d_model")
@@ -46,11 +45,14 @@ class BuildFacts:
     step_rows: int = 0
     threads: int = 0
     parallel_items: bool = False
+    cache_number_bytes: int = 4
+    compiled: bool = False
+    """Whether a compiler for GPUs runs it, and not ONNX Runtime."""
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers, float32."""
-        return 2 * _FLOAT_BYTES * sum(self.kv_widths)
+        """Keys and values of one token in all layers."""
+        return 2 * self.cache_number_bytes * sum(self.kv_widths)
 
     def memory_bytes(self, roles: set[str]) -> int:
         """Bytes of the matrices of these graphs; graphs of one form share theirs, those of another have their own."""
@@ -99,6 +101,8 @@ def _decoder(path: Path, name: str, content_key: str, runtime: RuntimeConfig) ->
         step_rows=runtime.step_rows,
         threads=runtime.threads,
         parallel_items=runtime.parallel_items,
+        cache_number_bytes=2 if runtime.cache == "float16" else 4,
+        compiled=runtime.numerics_only or runtime.provider != "cpu",
     )
 
 

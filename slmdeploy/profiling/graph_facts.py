@@ -16,7 +16,7 @@ from slmdeploy.profiling.wire import Value, fields
 FORMS = ("fp32", "w8a8", "int8", "int4")
 """Forms of a matrix, as kernels differ: float32; 8-bit weights and activations; weights in blocks of 8 or 4 bits."""
 
-_BITS = {1: 32, 2: 8, 3: 8, 6: 32, 7: 64, 10: 16, 11: 64, 16: 16, 21: 4, 22: 4}
+_BITS = {1: 32, 2: 8, 3: 8, 6: 32, 7: 64, 10: 16, 11: 64, 16: 16, 17: 8, 21: 4, 22: 4}
 """TensorProto.DataType and the bits of an element, of the types that weights have."""
 _BLOCKS = {4: "int4", 8: "int8"}
 _INTEGER = {"MatMulInteger": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "QLinearMatMul": 3, "QGemm": 3}

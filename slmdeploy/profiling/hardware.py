@@ -126,5 +126,7 @@ def match_target(machine: Machine, targets: Sequence[Target]) -> tuple[Target | 
 
 def match_gpus(machine: Machine, targets: Sequence[Target]) -> list[dict[str, Any]]:
     """Each GPU with the target of its compute capability, None where no target has it."""
-    by_capability = {target.compute_capability: target.name for target in targets if target.kind == "gpu"}
+    # Of several boards of one capability the first by name stands for all: a family before one in a desktop.
+    boards = sorted((target.name, target.compute_capability) for target in targets if target.kind == "gpu")
+    by_capability = {capability: name for name, capability in reversed(boards)}
     return [{**asdict(gpu), "target": by_capability.get(gpu.compute_capability)} for gpu in machine.gpus]

@@ -22,11 +22,14 @@ _RESERVED_IDS = 16
 """Lowest ids left out where the vocabulary allows: by convention beginning, end, padding and the like."""
 
 
-def requests(workload: Workload, n: int, *, vocab_size: int, seed: int | Sequence[int]) -> list[Request]:
+def requests(
+    workload: Workload, n: int, *, vocab_size: int, seed: int | Sequence[int], text: Sequence[int] = ()
+) -> list[Request]:
     """``n`` requests of ``workload``; the same arguments give the same requests, a larger ``n`` only adds to them.
 
     Those of a trace have the lengths of its first ``n`` lines. Those of a hot workload share their prefix whatever the
-    seed, so that the first one, which does not count, makes it resident.
+    seed, so that the first one, which does not count, makes it resident. With ``text``, ids of tokens, prompts to
+    continue are cut from it at random places instead.
     """
     # The name takes part, so that two workloads of one run never share a prompt.
     seeds = [seed] if isinstance(seed, int) else list(seed)
@@ -34,6 +37,9 @@ def requests(workload: Workload, n: int, *, vocab_size: int, seed: int | Sequenc
     low = min(_RESERVED_IDS, vocab_size // 2)
 
     def ids(length: int) -> list[int]:
+        if text and workload.task == "generate":
+            start = int(generator.integers(len(text)))
+            return [int(text[(start + place) % len(text)]) for place in range(length)]
         return [int(token) for token in generator.integers(low, vocab_size, length)]
 
     made = [_request(workload, entry, ids) for entry in _lengths(workload, n)]

@@ -90,17 +90,19 @@ def measure(
     seed: int,
     watch: Sequence[str] = (),
     journal: Journal | None = None,
+    text: Sequence[int] = (),
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Outcome]:
     """Run ``workload`` on every runner and return each one's Outcome.
 
     ``watch`` are names of metrics of a budget whose intervals must become narrow; where none is of this workload it is
-    the median of the service time. ``done`` is called with the candidate's name after each of its turns.
+    the median of the service time. ``text`` is what prompts are cut from (load.requests). ``done`` is called with the
+    candidate's name after each of its turns.
     """
     kept = journal or Journal(None, "")
     watched = watched_percentiles(watch, workload)
-    openers = _Requests(workload, vocab_size, (seed, 1))
-    counted = _Requests(workload, vocab_size, (seed, 0))
+    openers = _Requests(workload, vocab_size, (seed, 1), text)
+    counted = _Requests(workload, vocab_size, (seed, 0), text)
     for runner in runners:
         runner.request_ms = _warm_up(runner.client, openers.draw(-1, _WARM_UP))
     active = list(runners)
@@ -118,12 +120,13 @@ def measure(
 class _Requests:
     """Requests by round; those of different rounds differ, so that nothing is in a cache by accident."""
 
-    def __init__(self, workload: Workload, vocab_size: int, seed: tuple[int, int]) -> None:
-        self._workload, self._vocab_size, self._seed = workload, vocab_size, seed
+    def __init__(self, workload: Workload, vocab_size: int, seed: tuple[int, int], text: Sequence[int]) -> None:
+        self._workload, self._vocab_size, self._seed, self._text = workload, vocab_size, seed, text
 
     def draw(self, round_: int, n: int) -> list[load.Request]:
         """The first ``n`` of a round; -1 are those of the warm-up."""
-        return load.requests(self._workload, n, vocab_size=self._vocab_size, seed=(*self._seed, round_ + 1))
+        seed = (*self._seed, round_ + 1)
+        return load.requests(self._workload, n, vocab_size=self._vocab_size, seed=seed, text=self._text)
 
 
 def _warm_up(client: Client, requests: Sequence[load.Request]) -> float:

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from slmdeploy.errors import InputError, OutputExistsError
 from slmdeploy.metrics import LATENCIES, PERCENTILES
 from slmdeploy.profiling import load, quality, sweeps
 from slmdeploy.profiling.candidates import Candidate, baseline_of, find, fp32_of, unique_names
+from slmdeploy.profiling.drafts import Drafts, check_drafts, text_of, with_drafts
 from slmdeploy.profiling.environment import surroundings
 from slmdeploy.profiling.hardware import Machine, detect, match_target
 from slmdeploy.profiling.journal import Journal
@@ -46,7 +47,8 @@ class Asked:
     ``effort`` says how long; ``watch`` names metrics, those of a budget, whose intervals must become narrow. ``data``
     is a folder on whose test split quality is measured, on ``quality_tokens`` tokens per task. ``baseline`` is a
     checkpoint that torch runs in eager mode. ``threads`` None leaves their number to each build and gives the baseline
-    every physical core that this process may use. ``search`` finds each build's best session options first.
+    every physical core that this process may use. ``search`` finds each build's best session options first. ``drafts``
+    measures each build with a draft too, on text of ``data``.
     """
 
     builds: Sequence[Path]
@@ -58,12 +60,13 @@ class Asked:
     quality_tokens: int = 30_000
     threads: int | None = None
     search: bool = False
+    drafts: Drafts = field(default_factory=Drafts)
     seed: int = 0
 
     @property
     def plan(self) -> dict[str, Any]:
         """The settings, JSON-ready."""
-        return {
+        settings = {
             "workloads": [workload.model_dump(exclude_none=True) for workload in self.workloads],
             "baseline": self.baseline is not None,
             "effort": asdict(self.effort),
@@ -73,6 +76,7 @@ class Asked:
             "search": self.search,
             "seed": self.seed,
         }
+        return settings | ({"drafts": {"prompt_lookup": self.drafts.prompt_lookup}} if self.drafts else {})
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -80,7 +84,7 @@ class Asked:
         names = unique_names(self.builds)
         found = {f"build {name}": path for name, path in zip(names, self.builds, strict=True)}
         found |= {f"trace {one.name}": Path(one.trace) for one in self.workloads if one.trace is not None}
-        others = {"baseline": self.baseline, "data": self.data}
+        others = {"baseline": self.baseline, "data": self.data, "draft": self.drafts.draft}
         return found | {name: path for name, path in others.items() if path is not None}
 
 
@@ -98,7 +102,7 @@ def profile(
     Raises InputError when a build cannot run a workload.
     """
     asked = Asked(builds, workloads, **options)
-    candidates = find(builds, asked.baseline)
+    candidates = with_drafts(find(builds, asked.baseline), asked.drafts)
     _refuse(candidates, asked)
     with writing(out, kind="measurement", plan=asked.plan, inputs=asked.inputs, force=force) as draft:
         report = _measured(candidates, asked, out, progress or SILENT)
@@ -122,7 +126,7 @@ def profile_to_file(
     if out.exists() and not force:
         raise OutputExistsError(f"{out} exists already: choose another output or pass --force to replace it")
     asked = Asked(builds, workloads, **options)
-    candidates = find(builds, asked.baseline)
+    candidates = with_drafts(find(builds, asked.baseline), asked.drafts)
     _refuse(candidates, asked)
     with scratch(out, "measurement") as folder:
         _write(_measured(candidates, asked, out, progress or SILENT), folder / MEASUREMENT)
@@ -155,6 +159,9 @@ def _refuse(candidates: Sequence[Candidate], asked: Asked) -> None:
             "encoders are measured without a baseline and without data, for their quality is judged when they are "
             "built, against their own graph: leave --baseline and --data out"
         )
+    check_drafts(asked.drafts, asked.data, asked.workloads)
+    if asked.drafts and len({candidate.tokenizer for candidate in candidates}) > 1:
+        raise InputError("with a draft, prompts are one text for all rows: give builds of one tokenizer")
     names = [workload.name for workload in asked.workloads]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -204,7 +211,7 @@ def _open(candidate: Candidate, asked: Asked, threads: int, labels: Sequence[str
         command = baseline_command(candidate.path, threads=threads, labels=labels)
     else:
         chosen = Options(**candidate.search["options"]) if candidate.search else Options(threads=asked.threads)
-        command = build_command(candidate.path, chosen.arguments())
+        command = build_command(candidate.path, [*chosen.arguments(), *candidate.drafting])
     return WorkerProcess(candidate.name, command, threads=threads)
 
 
@@ -217,8 +224,8 @@ def _search(candidates: Sequence[Candidate], asked: Asked, threads: int, journal
         if candidate.search is not None:
             continue
         found = search(
-            lambda options, path=candidate.path, name=candidate.name: WorkerProcess(  # type: ignore[misc]
-                name, build_command(path, options.arguments()), threads=threads
+            lambda options, path=candidate.path, name=candidate.name, drafting=candidate.drafting: WorkerProcess(  # type: ignore[misc]
+                name, build_command(path, [*options.arguments(), *drafting]), threads=threads
             ),
             asked.workloads,
             cores=threads,
@@ -272,6 +279,7 @@ def _speed(
     progress: Progress,
 ) -> None:
     vocab_size = min(Tokenizer.from_file(str(c.tokenizer)).get_vocab_size() for c in candidates)
+    text = text_of(asked.data, candidates[0].tokenizer) if asked.drafts and asked.data else ()
     for workload in asked.workloads:
         progress.start(f"measure {workload.name}", None, "turns")
         runners = [_runner(one, workers[one.name]) for one in candidates]
@@ -283,6 +291,7 @@ def _speed(
             seed=asked.seed,
             watch=asked.watch,
             journal=journal,
+            text=text,
             done=lambda name: progress.advance(note=name),
         )
         if sweeps.points(workload):

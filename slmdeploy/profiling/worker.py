@@ -270,6 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="default: what the build itself says")
     parser.add_argument("--spinning", type=int, choices=(0, 1), help="default: what the build itself says")
     parser.add_argument("--prefill-chunk", type=int, help="tokens; default: what the build itself says")
+    parser.add_argument("--draft", type=Path, help="a smaller build of the same tokenizer that guesses ahead")
+    parser.add_argument("--prompt-lookup", action="store_true", help="guess ahead from the text itself")
     options = parser.parse_args(arguments)
     spinning = None if options.spinning is None else bool(options.spinning)
     from slmdeploy.runtime.bundle import RuntimeConfig
@@ -278,7 +280,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     started = time.perf_counter()
     try:
-        model = load(options.build, threads=options.threads, spinning=spinning, prefill_chunk=options.prefill_chunk)
+        model = load(
+            options.build,
+            threads=options.threads,
+            spinning=spinning,
+            prefill_chunk=options.prefill_chunk,
+            draft=options.draft,
+            prompt_lookup=options.prompt_lookup,
+        )
     except SlmdeployError as error:
         _say(sys.stdout, error_reply(error))
         return
