@@ -1,9 +1,8 @@
-"""Packs an artifact into a .tar.gz and unpacks one that may be hostile.
+"""Packs an artifact into one file: .tar.gz, .tar.zst or .zip, by the name that is asked for.
 
-`pack` is reproducible: names in order, no times, no owners, two modes, so the same folder gives the same bytes.
-`unpack` trusts nothing: it takes plain files and folders under plain names, each once, within a budget that is checked
-against the declared sizes before a byte is written; it writes to a temporary sibling, verifies the manifest there, and
-renames. Knows nothing of what the files mean.
+Reproducible: the manifest first and then names in order, no owners, one date, two modes, so the same folder gives the
+same bytes (with the same zlib or zstd: another version of those may compress otherwise). Only what the manifest lists
+goes in, and its signature where there is one. Knows nothing of what the files mean; unpacking.py is the way back.
 """
 
 import errno
@@ -12,126 +11,110 @@ import os
 import shutil
 import stat
 import tarfile
-import zlib
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from slmdeploy.errors import CorruptArtifactError, InputError, OutputExistsError, ResourceError
-from slmdeploy.runtime.bundle import MANIFEST, name_problem, read_manifest, verify_files
+from slmdeploy.errors import InputError, OutputExistsError, ResourceError
+from slmdeploy.extras import require
+from slmdeploy.packaging.signature import SIGNATURE
+from slmdeploy.runtime.bundle import MANIFEST, read_manifest, verify_files
 
-MAX_UNPACKED_BYTES = 64 << 30
-MAX_MEMBERS = 100_000
-_LEVEL = 6
+_GZIP_LEVEL = 6
+_ZSTD_LEVEL = 10
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+"""The earliest that a .zip can say."""
+_ZIP64_BYTES = (1 << 31) - 1
+_UNIX = 3
+_CHUNK = 1 << 20
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """Write the files that the manifest of `folder` lists, and the manifest, as a .tar.gz; returns `archive`.
+    """Write the files that the manifest of `folder` lists, and the manifest, as `archive`; returns `archive`.
 
-    The files are verified first. Raises OutputExistsError when `archive` is there.
+    The files are verified first. Raises InputError for a name that is none of the three formats, OutputExistsError when
+    `archive` is there, MissingExtraError for .tar.zst without zstandard, CorruptArtifactError and ResourceError.
     """
+    write = check_name(archive)
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     if archive.exists():
         raise OutputExistsError(f"{archive} exists already: choose another name or remove it")
+    signature = [SIGNATURE] if (folder / SIGNATURE).is_file() else []
     temporary = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
     try:
-        with _disk_errors(archive):
+        with disk_errors(archive):
             archive.parent.mkdir(parents=True, exist_ok=True)
-            # gzip writes the name of the file and the time into its header unless told otherwise.
-            with (
-                temporary.open("wb") as raw,
-                gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=_LEVEL, mtime=0) as packed,
-                tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
-            ):
-                for name in [MANIFEST, *sorted(manifest.files)]:
-                    _add(tar, folder / name, name)
+            with temporary.open("wb") as raw:
+                write(raw, folder, [MANIFEST, *signature, *sorted(manifest.files)])
             temporary.replace(archive)
     finally:
         temporary.unlink(missing_ok=True)
     return archive
 
 
-def _add(tar: tarfile.TarFile, file: Path, name: str) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = file.stat().st_size
-    info.mode = 0o755 if file.stat().st_mode & stat.S_IXUSR else 0o644
-    with file.open("rb") as source:
-        tar.addfile(info, source)
+Writer = Callable[[IO[bytes], Path, Sequence[str]], None]
 
 
-def unpack(archive: Path, out: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) -> Path:
-    """Unpack a .tar.gz of an artifact to the new folder `out` and verify it there; returns `out`.
-
-    Raises InputError when there is no such file, OutputExistsError when `out` is there, CorruptArtifactError for an
-    archive that is damaged, hostile or larger than `max_bytes`; `out` appears whole or not at all.
-    """
-    if not archive.is_file():
-        raise InputError(f"{archive} is not a file: give the path of a .tar.gz")
-    if out.exists() or out.is_symlink():
-        raise OutputExistsError(f"{out} exists already: choose another folder or remove it")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with _disk_errors(out):
-            temporary.mkdir(parents=True)
-            with _damage(archive), tarfile.open(archive, mode="r:gz") as tar:
-                for member in _sound_members(tar, archive, max_bytes):
-                    _extract(tar, member, temporary)
-            verify_files(temporary, read_manifest(temporary))
-            temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out
+def check_name(archive: Path) -> Writer:
+    """What writes an archive of this name; InputError or MissingExtraError where nothing can, before any work."""
+    for suffix, write in _FORMATS.items():
+        if archive.name.endswith(suffix):
+            if write is _write_zstd:
+                require("package", "zstandard")
+            return write
+    raise InputError(f"{archive} is no name of an archive: end it in {', '.join(_FORMATS)}")
 
 
-def _sound_members(tar: tarfile.TarFile, archive: Path, max_bytes: int) -> Iterator[tarfile.TarInfo]:
-    """The members one by one, each checked before it is given out."""
-    seen: set[str] = set()
-    total = 0
-    for member in tar:
-        name = member.name
-        problem = None if name == MANIFEST else name_problem(name)
-        if problem is None and not (member.isreg() or member.isdir()):
-            problem = "is neither a file nor a folder"
-        # Names that differ in case alone are one file on some systems.
-        if problem is None and name.casefold() in seen:
-            problem = "is there twice"
-        seen.add(name.casefold())
-        total += member.size
-        if problem is None and (total > max_bytes or len(seen) > MAX_MEMBERS):
-            problem = f"takes the contents over {max_bytes} bytes or {MAX_MEMBERS} members"
-        if problem is not None:
-            raise CorruptArtifactError(f"{archive}: the member {name[:80]!r} {problem}, so nothing was unpacked")
-        yield member
+def _write_gzip(raw: IO[bytes], folder: Path, names: Sequence[str]) -> None:
+    # gzip writes the name of the file and the time into its header unless told otherwise.
+    with gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=_GZIP_LEVEL, mtime=0) as packed:
+        _write_tar(packed, folder, names)
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Write one member; of its mode only the execute bit of the owner is taken over."""
-    target = folder / member.name
-    if member.isdir():
-        target.mkdir(parents=True, exist_ok=True)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source = tar.extractfile(member)
-    assert source is not None, "only regular files get here"
-    with source, target.open("xb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
-    target.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
+def _write_zstd(raw: IO[bytes], folder: Path, names: Sequence[str]) -> None:
+    import zstandard
+
+    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True)
+    with compressor.stream_writer(raw, closefd=False) as packed:
+        _write_tar(packed, folder, names)
+
+
+def _write_tar(packed: IO[bytes] | gzip.GzipFile, folder: Path, names: Sequence[str]) -> None:
+    with tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = (folder / name).stat().st_size
+            info.mode = _mode(folder / name)
+            with (folder / name).open("rb") as source:
+                tar.addfile(info, source)
+
+
+def _write_zip(raw: IO[bytes], folder: Path, names: Sequence[str]) -> None:
+    with zipfile.ZipFile(raw, "w") as packed:
+        for name in names:
+            info = zipfile.ZipInfo(name, _ZIP_DATE)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.create_system = _UNIX
+            info.external_attr = (stat.S_IFREG | _mode(folder / name)) << 16
+            large = (folder / name).stat().st_size >= _ZIP64_BYTES
+            with (folder / name).open("rb") as source, packed.open(info, "w", force_zip64=large) as target:
+                shutil.copyfileobj(source, target, _CHUNK)
+
+
+_FORMATS: dict[str, Writer] = {".tar.gz": _write_gzip, ".tar.zst": _write_zstd, ".zip": _write_zip}
+
+
+def _mode(file: Path) -> int:
+    return 0o755 if file.stat().st_mode & stat.S_IXUSR else 0o644
 
 
 @contextmanager
-def _damage(archive: Path) -> Iterator[None]:
-    try:
-        yield
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
-        raise CorruptArtifactError(f"{archive} is damaged or no .tar.gz ({error}): fetch it again") from error
-    except (FileExistsError, NotADirectoryError) as error:
-        raise CorruptArtifactError(f"{archive}: a member is a file where another needs a folder") from error
-
-
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn what a disk can refuse into a ResourceError about `out`."""
     try:
         yield
     except OSError as error:

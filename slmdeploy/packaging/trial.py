@@ -1,26 +1,100 @@
 """Tries a package the way a device would: packed, unpacked elsewhere, run in a fresh process that has no torch.
 
 The process sees the standard library and what the package requires, and nothing else of this environment: `-S` leaves
-out site-packages, and a folder of links offers those. So what the package forgot cannot help it.
+out site-packages, and a folder of links offers those. So what the package forgot cannot help it. A start is measured
+the same way: seconds from the first import to the first answer, and the most memory that the process ever had.
 """
 
 import importlib.metadata
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from slmdeploy.errors import GateError
-from slmdeploy.packaging.archive import pack, unpack
+from slmdeploy.packaging.archive import pack
 from slmdeploy.packaging.edge import requirements
-from slmdeploy.runtime.bundle import read_runtime
+from slmdeploy.packaging.unpacking import unpack
+from slmdeploy.runtime.bundle import MANIFEST, SCHEMA, RuntimeConfig, read_runtime, sha256_file
+from slmdeploy.runtime.encoder_config import EncoderConfig
 
 _TIMEOUT_S = 300
 _NEW_TOKENS = 48
+_STARTS = 3
+_START = """
+import sys, time
+began = time.perf_counter()
+sys.dont_write_bytecode = True
+sys.path.insert(0, sys.argv[1])
+from runtime.opening import load
+model = load(sys.argv[1])
+match sys.argv[2]:
+    case "generate": model.generate("Once upon a time", max_new_tokens=1, ignore_eos=True)
+    case "score": model.score("a prefix", ["an item"])
+    case "embed": model.embed(["a text"])
+    case "classify": (model.classify_tokens if model.labels_tokens else model.classify)(["a text"])
+seconds = time.perf_counter() - began
+import json, resource
+try:
+    with open("/proc/self/status") as status:
+        peak = 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+"""
+"""Linux's ru_maxrss survives exec and so begins at the size of the parent; VmHWM belongs to the program alone."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A fresh start of a package on the machine that packaged it, its hashes verified: medians of several processes.
+
+    ``first_answer_s`` is the time from the first import to the first token, score, vector or label; ``peak_bytes`` the
+    most resident memory until then.
+    """
+
+    task: str
+    first_answer_s: float
+    peak_bytes: int
+    starts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return asdict(self)
+
+
+def measure_start(folder: Path, config: RuntimeConfig | EncoderConfig) -> Start:
+    """Start the unfinished package in ``folder`` as a device would, for its first task; its manifest comes later.
+
+    Raises GateError with the end of stderr when it does not start.
+    """
+    task = config.tasks[0]
+    with tempfile.TemporaryDirectory(prefix="slmdeploy-start-") as place:
+        device = _Device(folder, _link_requirements(requirements(config), Path(place) / "links"))
+        manifest = folder / MANIFEST
+        manifest.write_text(json.dumps(_provisional(folder)), encoding="utf-8")
+        try:
+            runs = [json.loads(device.call("its first start", "-c", _START, str(folder), task)) for _ in range(_STARTS)]
+        finally:
+            manifest.unlink()
+    seconds = statistics.median(run["seconds"] for run in runs)
+    return Start(task, round(seconds, 3), int(statistics.median(run["peak_bytes"] for run in runs)), _STARTS)
+
+
+def _provisional(folder: Path) -> dict[str, Any]:
+    """As much of a manifest as opening the folder takes, so that hashes are verified as on a device."""
+    files = {
+        file.relative_to(folder).as_posix(): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+    return {"schema": SCHEMA, "kind": "package", "content_key": "trial", "files": files}
 
 
 def try_package(package: Path, data: Path) -> dict[str, Any]:
@@ -70,10 +144,14 @@ class _Device:
 
     def run(self, *arguments: str) -> str:
         """stdout of the package's own command."""
-        done = self._call(str(self.folder / "run"), *arguments)
+        return self.call(f"run {arguments[0]}", str(self.folder / "run"), *arguments)
+
+    def call(self, what: str, *arguments: str) -> str:
+        """stdout of the interpreter with these arguments; GateError that names ``what`` when it fails."""
+        done = self._call(*arguments)
         if done.returncode != 0:
             tail = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-            raise GateError(f"the package does not work where it was unpacked: run {arguments[0]}: {tail[0]}")
+            raise GateError(f"the package does not work where it was unpacked: {what}: {tail[0]}")
         return done.stdout
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:

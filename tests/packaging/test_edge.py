@@ -4,17 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from slmdeploy.artifacts import open_artifact, writing
-from slmdeploy.errors import CorruptArtifactError, GateError, InputError, OutputExistsError
-from slmdeploy.packaging.archive import pack, unpack
-from slmdeploy.packaging.edge import package, searched
-from slmdeploy.runtime.bundle import read_runtime
+from slmdeploy.artifacts import open_artifact
+from slmdeploy.packaging.archive import pack
+from slmdeploy.packaging.package import package
+from slmdeploy.packaging.unpacking import unpack
 from slmdeploy.runtime.model import load
-from tests.graphs import write_tiny_graph
+from tests.packaging.packages import write_build
 
 BOOTSTRAP = """
 import runpy, sys
@@ -32,17 +30,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def isolated(folder: Path, *arguments: str, absent: str = "", cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", "-c", BOOTSTRAP, absent, str(folder / "run"), *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", timeout=120, check=False)
-
-
-def write_build(out: Path, result: dict[str, Any], **options: Any) -> Path:
-    with writing(out, kind="build", plan={}, inputs={}) as draft:
-        write_tiny_graph(draft.path, **options)
-        (draft.path / "manifest.json").unlink()
-        (draft.path / "README.md").write_text("a model card")
-        for name in ("standard.onnx", "genai_config.json"):
-            (draft.path / name).write_text("for other runtimes")
-        draft.result |= result
-    return out
 
 
 RESULT = {
@@ -112,9 +99,9 @@ def test_a_package_can_be_loaded_as_a_build_can(packaged: Path) -> None:
     assert load(packaged).tasks == ("generate", "score")
 
 
-def test_what_is_there_for_other_runtimes_stays_behind(build: Path, packaged: Path) -> None:
+def test_what_is_there_for_other_runtimes_goes_along(packaged: Path) -> None:
     shipped = open_artifact(packaged, "package").manifest["files"]
-    assert {"standard.onnx", "genai_config.json"} <= set(open_artifact(build, "build").manifest["files"]) - set(shipped)
+    assert {"standard.onnx", "genai_config.json"} <= set(shipped)
     assert {"model.onnx", "model.onnx.data", "score.onnx", "runtime.json"} <= set(shipped)
 
 
@@ -138,56 +125,3 @@ def test_a_readme_without_figures_has_no_table(tmp_path: Path) -> None:
     assert "|" not in readme
     assert "./run score" not in readme
     assert './run generate "' in readme
-
-
-def test_a_build_outside_its_gate_is_not_shipped(tmp_path: Path) -> None:
-    failed = {"passed": False, "gates": {"kl": {"passed": True}, "speed": {"passed": False}}}
-    build = write_build(tmp_path / "b", failed)
-    with pytest.raises(GateError, match=r"b did not pass its gate \(speed\)"):
-        package(build, out=tmp_path / "p")
-    assert not (tmp_path / "p").exists()
-
-
-def test_outputs_inputs_and_kinds_are_checked(build: Path, packaged: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputExistsError):
-        package(build, out=packaged)
-    with pytest.raises(InputError, match="is a package, but a build is needed"):
-        package(packaged, out=tmp_path / "p")
-    with pytest.raises(InputError, match="--kind server"):
-        package(build, out=tmp_path / "p", kind="server")
-    with pytest.raises(InputError, match="does not exist"):
-        package(tmp_path / "none", out=tmp_path / "p")
-
-
-def test_a_build_without_a_tokenizer_is_not_shipped(tmp_path: Path) -> None:
-    with writing(tmp_path / "b", kind="build", plan={}, inputs={}) as draft:
-        write_tiny_graph(draft.path)
-        (draft.path / "manifest.json").unlink()
-        (draft.path / "tokenizer.json").unlink()
-    with pytest.raises(CorruptArtifactError, match=r"does not list tokenizer\.json"):
-        package(tmp_path / "b", out=tmp_path / "p")
-
-
-def test_session_options_of_a_measurement_are_those_that_the_package_runs_with(build: Path, tmp_path: Path) -> None:
-    options = {"threads": 1, "spinning": False, "prefill_chunk": 64}
-    row = {
-        "build": "build",
-        "path": str(build),
-        "role": "candidate",
-        "content_key": open_artifact(build).content_key,
-        "passed": True,
-        "metrics": {"size_bytes": 1.0},
-        "search": {"options": options, "compared": []},
-    }
-    measurement = tmp_path / "m.json"
-    measurement.write_text(json.dumps({"schema": 2, "rows": [row]}))
-    made = package(build, out=tmp_path / "package", session=searched(measurement, build))
-    config = read_runtime(made.path)
-    assert {name: getattr(config, name) for name in options} == options
-    assert made.plan["session"] == options
-    kept = package(build, out=tmp_path / "kept", session={"threads": None, "spinning": False, "prefill_chunk": None})
-    assert read_runtime(kept.path).threads == read_runtime(build).threads
-    assert not read_runtime(kept.path).spinning
-    measurement.write_text(json.dumps({"schema": 2, "rows": [{**row, "search": None}]}))
-    with pytest.raises(InputError, match="measure it with profile --search"):
-        searched(measurement, build)
