@@ -60,5 +60,5 @@ $(BIN)/python:
 # setuptools for three packages of lm_eval's that have no wheel.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables setuptools wheel
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[build,openvino,eval,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[build,openvino,eval,package,serve,dev]'
 	@touch $@

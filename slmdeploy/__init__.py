@@ -17,10 +17,11 @@ from slmdeploy.version import __version__
 if TYPE_CHECKING:
     from slmdeploy.building.build import build
     from slmdeploy.compress.distill import distill
+    from slmdeploy.compress.encoder_verbs import distill_encoder, finetune
     from slmdeploy.compress.prune import prune
     from slmdeploy.evaluation.evaluate import evaluate
     from slmdeploy.exporting.export import export
-    from slmdeploy.packaging.edge import package
+    from slmdeploy.packaging.package import package
     from slmdeploy.pipeline import run
     from slmdeploy.profiling.profile import profile
     from slmdeploy.reporting.report import report
@@ -36,10 +37,12 @@ _HOMES = {
     "Model": "runtime.model",
     "build": "building.build",
     "distill": "compress.distill",
+    "distill_encoder": "compress.encoder_verbs",
     "evaluate": "evaluation.evaluate",
     "export": "exporting.export",
+    "finetune": "compress.encoder_verbs",
     "load": "runtime.opening",
-    "package": "packaging.edge",
+    "package": "packaging.package",
     "plan": "selection.capacity",
     "profile": "profiling.profile",
     "prune": "compress.prune",
@@ -55,8 +58,10 @@ __all__ = [
     "__version__",
     "build",
     "distill",
+    "distill_encoder",
     "evaluate",
     "export",
+    "finetune",
     "load",
     "package",
     "plan",

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -113,6 +113,18 @@ def digest(path: Path) -> str:
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
+def origin(path: Path) -> dict[str, Any]:
+    """Where an input comes from: its digest and, of an artifact, kind, content key, version and its own inputs.
+
+    So each manifest holds the whole lineage behind it, though the folders of earlier steps may be gone.
+    """
+    found = {"digest": digest(path)}
+    if not (path / MANIFEST).is_file():
+        return found
+    manifest = read_manifest(path).raw
+    return found | {key: manifest[key] for key in ("kind", "content_key", "slmdeploy", "inputs") if key in manifest}
+
+
 def content_key(kind: str, plan: dict[str, Any], inputs: dict[str, Path]) -> str:
     """The key that decides whether an artifact is up to date."""
     return _key(kind, plan, {name: digest(path) for name, path in inputs.items()})
@@ -150,16 +162,25 @@ def find(out: Path, key: str) -> Artifact | None:
 
 @contextmanager
 def writing(
-    out: Path, *, kind: str, plan: dict[str, Any], inputs: dict[str, Path], force: bool = False
+    out: Path,
+    *,
+    kind: str,
+    plan: dict[str, Any],
+    inputs: dict[str, Path],
+    force: bool = False,
+    made: Mapping[str, Any] | None = None,
 ) -> Iterator[Draft]:
     """Write an artifact: yields a Draft, and on leaving without an error puts it at ``out`` in one rename.
+
+    ``made`` is a manifest whose time and machine stand for this one's, where the same input is to give the same bytes.
 
     A verb calls this before any costly work, so that a resumed run ends here when nothing changed.
 
     Raises OutputExistsError before any work when ``out`` is there and ``force`` is off, ResourceError when the disk is
     full or the place cannot be written. On any error the temporary folder is removed and ``out`` is as it was.
     """
-    digests = {name: digest(path) for name, path in inputs.items()}
+    origins = {name: origin(path) for name, path in inputs.items()}
+    digests = {name: str(found["digest"]) for name, found in origins.items()}
     resuming = _RESUMING.get()
     found = find(out, _key(kind, plan, digests)) if resuming else None
     if found:
@@ -173,7 +194,7 @@ def writing(
             temporary.mkdir()
             draft = Draft(temporary)
             yield draft
-            _write_manifest(draft, kind, plan, digests)
+            _write_manifest(draft, kind, plan, origins, made or {"created": _now(), "machine": machine()})
             _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -239,7 +260,10 @@ def _alive(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def _write_manifest(draft: Draft, kind: str, plan: dict[str, Any], digests: dict[str, str]) -> None:
+def _write_manifest(
+    draft: Draft, kind: str, plan: dict[str, Any], origins: dict[str, dict[str, Any]], made: Mapping[str, Any]
+) -> None:
+    digests = {name: str(found["digest"]) for name, found in origins.items()}
     files = {}
     for file in sorted(draft.path.rglob("*")):
         if file.is_file():
@@ -250,17 +274,21 @@ def _write_manifest(draft: Draft, kind: str, plan: dict[str, Any], digests: dict
         "schema": SCHEMA,
         "kind": kind,
         "slmdeploy": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "created": made["created"],
+        "machine": made["machine"],
         "content_key": _key(kind, plan, digests),
         "plan": plan,
-        "inputs": {name: {"digest": value} for name, value in digests.items()},
+        "inputs": origins,
         "files": files,
         "result": draft.result,
     }
     target = draft.path / MANIFEST
     target.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     _flush(target)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def machine() -> dict[str, Any]:

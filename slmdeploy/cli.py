@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from slmdeploy.commands import choosing, looking, making, measuring, running
+from slmdeploy.commands import choosing, encoders, looking, making, measuring, running, serving
 from slmdeploy.commands.options import Json, Out, progress
 from slmdeploy.errors import InfeasibleError, SlmdeployError
 
@@ -47,6 +47,7 @@ def run(
 for _command in (
     making.prune,
     making.distill,
+    encoders.finetune,
     making.export,
     making.build,
     measuring.profile,
@@ -54,13 +55,16 @@ for _command in (
     choosing.select,
     choosing.plan,
     measuring.evaluate,
+    measuring.verify_budget,
     choosing.package,
+    choosing.unpack,
     choosing.report,
     looking.verify,
     running.generate,
     running.score,
     running.embed,
     running.classify,
+    serving.serve,
     looking.doctor,
     looking.targets,
     looking.profiles,

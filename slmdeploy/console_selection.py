@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from slmdeploy.profiling.live import LiveReport
     from slmdeploy.selection import Selection
     from slmdeploy.selection.capacity import Capacity, Fleet
 
@@ -69,6 +70,19 @@ def what_if_table(asked: Selection, changed: Selection) -> Table:
 def _why(selection: Selection, build: str, target: str | None) -> str:
     found = (one.reason for one in selection.rejections if (one.build, one.target) == (build, target))
     return next(found, "selected")
+
+
+def print_live(report: LiveReport) -> None:
+    """What a live server made of a budget: pass or fail, each limit with its figure, and what was not checked."""
+    print(f"{'passed' if report.passed else 'failed'}: {report.model} at {report.url}, {report.requests} requests")
+    for title, verdicts in (("", report.verdicts), ("preferred, ", report.preferences)):
+        for one in verdicts:
+            figure = "" if one.value is None else f": {one.value:.4g}, its 95 % interval reaches {one.end:.4g}"
+            print(f"  {title}{one.result}: {one.constraint}{figure}")
+    for limit in report.unchecked:
+        print(f"  not checked: {limit.constraint}: {limit.reason}")
+    for reason in report.failures:
+        print(f"  no answer: {reason}")
 
 
 def print_capacity(capacity: Capacity) -> None:

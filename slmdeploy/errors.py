@@ -5,11 +5,15 @@
     │   ├── SpecError             a TOML file with an unknown key or a wrong type
     │   ├── UnsupportedModelError a checkpoint whose config says something we do not implement
     │   ├── OutputExistsError     the output is there already and --force was not given
+    │   ├── RequestCancelledError a request to an engine that was cancelled
     │   └── MissingExtraError     an optional dependency is not installed
     ├── InfeasibleError      3  no measured build meets the budget
     ├── GateError            4  parity or quality outside its limit
     ├── CorruptArtifactError 5  files missing, changed, truncated or hostile
     └── ResourceError        6  disk full, unwritable, out of memory
+        ├── QueueFullError        as many requests wait for an engine as may
+        ├── EngineStoppedError    an engine that drains, was closed or cannot compute
+        └── DeadlineError         a request ran out of its time
 
 The number is the exit code of the command line. A message is one sentence: file, value, remedy.
 """

@@ -25,8 +25,10 @@ from slmdeploy.specs import (
     Budget,
     DistillStage,
     Profile,
+    PrunePlan,
     Recipe,
     Target,
+    data_inputs,
     list_targets,
     load_profile,
     load_recipe,
@@ -106,12 +108,16 @@ def run(
 
     # 1. Everything that can be refused is refused before any work.
     profiles = [load_profile(name) for name in spec.candidates.profiles]
+    if spec.prune and spec.prune.profile:
+        load_profile(spec.prune.profile)
     target = _target(spec)
     teacher = resolve_checkpoint(model or _beside(recipe_path, spec.model.teacher))
     data = _data(spec, recipe_path, folder, steps)
+    learnt = data if spec.data.mixture is None else recipe_path.parent / spec.data.mixture
+    data_inputs(learnt)
 
     # 2. Compression: the teacher becomes a smaller checkpoint.
-    student = _compress(spec, teacher, data, folder, steps, bar)
+    student = _compress(spec, teacher, learnt, folder, steps, bar)
 
     # 3. Graph and builds.
     graph = steps.do("export", lambda: _export(spec, student, folder / "graph", bar)).path
@@ -212,9 +218,7 @@ def _data(spec: Recipe, recipe: Path, folder: Path, steps: _Steps) -> Path:
 
 
 def _compress(spec: Recipe, teacher: Path, data: Path, folder: Path, steps: _Steps, bar: Progress) -> Path:
-    student = teacher
-    if spec.prune:
-        student = steps.do("prune", lambda: _prune(spec, teacher, data, folder / "pruned", bar)).path
+    student = _smaller(spec, teacher, data, folder, steps, bar)
     for number, stage in enumerate(spec.distill, start=1):
         out = folder / f"distilled-{number}"
         verb = partial(_distill, teacher, student, stage, data, spec.data.labels, out, bar)
@@ -222,11 +226,35 @@ def _compress(spec: Recipe, teacher: Path, data: Path, folder: Path, steps: _Ste
     return student
 
 
-def _prune(spec: Recipe, teacher: Path, data: Path, out: Path, bar: Progress) -> Artifact:
+def _smaller(spec: Recipe, teacher: Path, data: Path, folder: Path, steps: _Steps, bar: Progress) -> Path:
+    """The teacher pruned: at once, or in rounds with training between them."""
+    plan = spec.prune
+    if plan is None:
+        return teacher
+    if plan.between is None:
+        return steps.do("prune", lambda: _prune(plan, spec, teacher, data, folder / "pruned", bar)).path
+    from slmdeploy.compress.rounds import rounds
+
+    student, labels = teacher, spec.data.labels
+    for number, one in enumerate(rounds(teacher, plan), start=1):
+        if number > 1:
+            out = folder / f"between-{number - 1}"
+            verb = partial(_distill, teacher, student, plan.between, data, labels, out, bar)
+            student = steps.do(f"distill between {number - 1}", verb).path
+        cut = partial(_prune, one, spec, student, data, folder / f"pruned-{number}", bar)
+        student = steps.do(f"prune {number}", cut).path
+    return student
+
+
+def _prune(plan: PrunePlan, spec: Recipe, checkpoint: Path, data: Path, out: Path, bar: Progress) -> Artifact:
     from slmdeploy.compress.prune import prune
 
-    assert spec.prune
-    return prune(teacher, out=out, data=data, labels=spec.data.labels, progress=bar, **spec.prune.model_dump())
+    goal = None
+    if plan.latency and plan.profile:
+        from slmdeploy.latency import goal_of
+
+        goal = goal_of(plan.latency, load_profile(plan.profile))
+    return prune(checkpoint, out=out, data=data, goal=goal, labels=spec.data.labels, progress=bar, **plan.settings)
 
 
 def _distill(
@@ -288,7 +316,6 @@ def _imported(spec: Recipe, recipe: Path) -> list[Path]:
 
 
 def _select_and_package(spec: Recipe, measurements: list[Path], folder: Path, data: Path, steps: _Steps) -> None:
-    from slmdeploy.packaging.edge import package, searched
     from slmdeploy.packaging.trial import try_package
 
     budget = spec.parsed_budget()
@@ -300,12 +327,18 @@ def _select_and_package(spec: Recipe, measurements: list[Path], folder: Path, da
     if not build.is_dir():
         steps.say(f"{'package':<22} none: {steps.outcome.selection.chosen} was measured elsewhere and is not here")
         return
-    session = searched(folder / "measurement", build) if spec.candidates.search else None
-    made = steps.do("package", lambda: package(build, out=folder / "package", kind=spec.package.kind, session=session))
+    made = steps.do("package", lambda: _package(spec, build, folder / "measurement", folder / "package"))
     steps.outcome.package = made.path
     # On this machine, whatever hardware was chosen for it.
     steps.outcome.trial = try_package(made.path, data)
     steps.say(f"{'trial':<22} {steps.outcome.trial['summary']}")
+
+
+def _package(spec: Recipe, build: Path, measurement: Path, out: Path) -> Artifact:
+    from slmdeploy.packaging.package import package
+
+    plan = spec.package
+    return package(build, out=out, kind=plan.kind, measurement=measurement, trial=True, max_bytes=plan.max_bytes)
 
 
 def _select(measurements: list[Path], budget: Budget, out: Path) -> Artifact:

@@ -22,11 +22,12 @@ HOUSE = (
     ("commands",),
     ("console", "console_evaluation", "console_report", "console_selection"),
     ("pipeline", "__init__"),
-    ("verification",),
+    ("verification", "latency"),
     ("exporting", "compress"),
     ("profiling", "evaluation"),
     ("building",),
-    ("serve",),
+    ("scaling",),
+    ("serving",),
     ("packaging",),
     ("reporting",),
     ("selection",),
@@ -44,7 +45,8 @@ ROOMS = {
     "profiling",
     "evaluation",
     "building",
-    "serve",
+    "scaling",
+    "serving",
     "packaging",
     "reporting",
     "selection",
@@ -93,15 +95,25 @@ def imported(tree: ast.Module, module: str, package: Path) -> Iterator[tuple[int
                 yield node.lineno, f"slmdeploy.{alias.name}" if inside else "slmdeploy", bool(node.level)
 
 
-def declared() -> tuple[set[str], set[str], set[str]]:
-    """Import names of base dependencies, of what building and of what evaluation may use, as in pyproject.toml."""
+OWN_EXTRAS = {
+    "evaluation": ("eval",),
+    "packaging": ("package",),
+    "scaling": ("scale", "serve"),
+    "serving": ("serve",),
+}
+"""Rooms that may use extras which no other place may."""
+
+
+def declared() -> tuple[set[str], set[str], dict[str, set[str]]]:
+    """Import names of base dependencies, of what building and of what each room alone may use, as in pyproject.toml."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in requirements}
 
     extras = project["optional-dependencies"]
-    return names(project["dependencies"]), names([*extras["build"], *extras["openvino"]]), names(extras["eval"])
+    own = {room: {name for one in used for name in names(extras[one])} for room, used in OWN_EXTRAS.items()}
+    return names(project["dependencies"]), names([*extras["build"], *extras["openvino"]]), own
 
 
 def refusal(module: str, target: str, relative: bool) -> str | None:
@@ -128,7 +140,7 @@ def _inside(here: str, there: str, relative: bool) -> str | None:
 def _outside(module: str, here: str, package: str) -> str | None:
     if package in sys.stdlib_module_names:
         return None
-    base, extra, harness = declared()
+    base, extra, own = declared()
     if here == "runtime" and package not in GROUND | GROUND_BESIDES.get(module, set()):
         return f"but the ground floor imports only {', '.join(sorted(GROUND))}"
     if package in TORCH and (here not in TORCH_SIDE or module in TORCH_FREE):
@@ -136,7 +148,7 @@ def _outside(module: str, here: str, package: str) -> str | None:
     besides = GROUND_BESIDES.get(module, set())
     if package in base | besides or (package in extra and here in BUILD_EXTRA):
         return None
-    if package in harness and here == "evaluation":
+    if package in own.get(here, set()):
         return None
     return "which pyproject.toml does not declare for this place"
 
@@ -189,6 +201,10 @@ PLANTED = [
     ("profiling/worker.py", "import lm_eval", "does not declare"),
     ("profiling/worker.py", "from slmdeploy.evaluation import harness", "rooms on one floor"),
     ("evaluation/harness.py", "import torch", "only the torch side"),
+    ("packaging/server.py", "import fastapi", "does not declare"),
+    ("serving/app.py", "import ray", "does not declare"),
+    ("serving/app.py", "from slmdeploy.scaling import ray_serve", "points up"),
+    ("serving/app.py", "import lm_eval", "does not declare"),
     ("specs.py", "from torch import nn", "only the torch side"),
     ("packaging/edge.py", "import onnx_ir", "does not declare"),
     ("building/build.py", "import scipy.optimize", "does not declare"),
@@ -216,6 +232,7 @@ ALLOWED = [
     ("artifacts.py", "from slmdeploy.corpus import write"),
     ("building/build.py", "import onnx_ir as ir\nimport numpy as np"),
     ("evaluation/harness.py", "from lm_eval.api.model import TemplateLM"),
+    ("serving/app.py", "from fastapi import FastAPI\nfrom slmdeploy.runtime.engine import Engine"),
     ("runtime/kv.py", "import os.path\nimport numpy as np\nfrom .errors import InputError\nfrom . import session"),
 ]
 

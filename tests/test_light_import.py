@@ -35,7 +35,7 @@ def test_the_command_line_starts_with_neither_torch_nor_an_engine() -> None:
     "modules",
     [
         ("slmdeploy.runtime.model",),
-        ("slmdeploy.packaging.edge", "slmdeploy.selection", "slmdeploy.artifacts", "slmdeploy.specs"),
+        ("slmdeploy.packaging.package", "slmdeploy.selection", "slmdeploy.artifacts", "slmdeploy.specs"),
         ("slmdeploy.profiling", "slmdeploy.profiling.hardware", "slmdeploy.profiling.worker"),
         ("slmdeploy.specs",),
     ],

@@ -14,6 +14,8 @@ import pytest
 import slmdeploy
 from slmdeploy import pipeline
 from slmdeploy.errors import InputError
+from slmdeploy.progress import SILENT
+from slmdeploy.specs import load_recipe
 from tests.worlds import RECIPE, tiny_project
 
 
@@ -137,6 +139,21 @@ def test_kill_9_loses_only_the_stage_it_hits(project: Path, tmp_path: Path) -> N
     outcome = pipeline.run(recipe, out)
     assert [step.name for step in outcome.steps if step.reused] == ["prune"]
     assert outcome.feasible
+
+
+def test_pruning_in_rounds_is_resumed_round_by_round(tmp_path: Path) -> None:
+    recipe = tiny_project(tmp_path)
+    between = "\nrounds = 2\n[prune.between]\nsteps = 1\nbatch_rows = 2\nlength = 64\n"
+    recipe.write_text(RECIPE.replace("\ncalibration_tokens = 512\n", f"\ncalibration_tokens = 512{between}"))
+    names = ["prune 1", "distill between 1", "prune 2"]
+    for reused in ([], names[:2], names):
+        steps = pipeline._Steps(pipeline.Outcome("tiny", tmp_path / "run"), lambda text: None)
+        spec, teacher, data = load_recipe(recipe), tmp_path / "teacher", tmp_path / "data"
+        made = pipeline._smaller(spec, teacher, data, tmp_path / "run", steps, SILENT)
+        assert [step.name for step in steps.outcome.steps] == names
+        assert [step.name for step in steps.outcome.steps if step.reused] == reused
+        if not reused:
+            shutil.rmtree(made)  # as a run that was killed in the last round leaves it
 
 
 def test_what_cannot_work_is_refused_before_any_work(project: Path, tmp_path: Path) -> None:

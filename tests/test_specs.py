@@ -49,6 +49,24 @@ def test_a_small_recipe_loads_with_the_defaults(tmp_path: Path) -> None:
         (RECIPE + "[prune]\nratio = 0.0\n", "prune: ratio = 0 goes with a layer_ratio or hidden_ratio above 0"),
         (RECIPE + "[prune]\nratio = 0.5\nlayer_ratio = 1.0\n", "prune.layer_ratio = 1.0: input should be less than 1"),
         (RECIPE + "[prune]\nratio = 0.5\nlayer_ratio = -0.1\n", "prune.layer_ratio = -0.1: input should be greater"),
+        (
+            RECIPE + "[prune]\nratio = 0.5\nrounds = 2\n",
+            "prune: rounds above 1 and a [prune.between] stage go together",
+        ),
+        (RECIPE + "[prune]\n", "prune: give a ratio, or a latency to shape the model to"),
+        (RECIPE + '[prune]\nlatency = "ttft_512_ms<=20"\n', "prune: latency and profile go together"),
+        (
+            RECIPE + '[prune]\nlatency = "ttft_512_ms<=20"\nprofile = "cpu-int8"\nratio = 0.5\n',
+            "prune: latency decides what goes",
+        ),
+        (
+            RECIPE + '[prune]\nlatency = "ttft<=20"\nprofile = "cpu-int8"\n',
+            "prune: latency 'ttft<=20' is not of the form",
+        ),
+        (
+            RECIPE + '[prune]\nratio = 0.5\nrounds = 2\nallocation = "global"\n[prune.between]\nsteps = 1\n',
+            "prune: rounds above 1 go with allocation uniform",
+        ),
         (RECIPE + "[[distill]]\nstep = 5\n", "unknown key 'distill.0.step': did you mean 'steps'?"),
         (RECIPE + '[budget]\nconstraints = ["fast"]\n', "budget 'fast' is not of the form metric<=number"),
         (RECIPE.replace('name = "small"\n', ""), "the key 'name' is missing"),

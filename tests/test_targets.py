@@ -12,7 +12,12 @@ def test_the_shipped_targets():
         "arm64-dotprod",
         "nvidia-ada-sm89",
         "nvidia-ampere-sm80",
+        "nvidia-ampere-sm86",
+        "nvidia-blackwell-sm100",
         "nvidia-hopper-sm90",
+        "nvidia-jetson-orin-sm87",
+        "nvidia-rtx-4090-sm89",
+        "nvidia-rtx-5090-sm120",
         "x86-64-avx2",
         "x86-64-avx512-vnni",
     }
@@ -35,22 +40,25 @@ def test_a_target_says_what_matching_needs(target):
 def test_no_source_without_its_figure_and_measured_ones_say_where(target):
     for figure, source in target.sources.items():
         assert getattr(target, figure), f"{figure} has a source but no value"
-        assert "datasheet" in source or source.startswith(("measured on ", "price list: "))
+        documents = "datasheet" in source or "Technical Brief" in source
+        assert documents or source.startswith(("measured on ", "price list: ", "collected: "))
 
 
 def test_a_price_says_of_what_and_when():
     priced = {name: target for name, target in TARGETS.items() if target.price_per_hour_usd}
-    assert set(priced) == {name for name, target in TARGETS.items() if target.peak_ops}
+    assert set(priced) == {"nvidia-ada-sm89", "nvidia-ampere-sm80", "nvidia-hopper-sm90", "x86-64-avx512-vnni"}
+    assert all(target.peak_ops for target in priced.values())
     for target in priced.values():
         source = target.sources["price_per_hour_usd"]
         assert "as of 20" in source or "at commit " in source
 
 
-def test_only_hopper_and_ada_have_fp8():
-    assert {name for name, target in TARGETS.items() if "fp8" in target.peak_ops} == {
-        "nvidia-ada-sm89",
-        "nvidia-hopper-sm90",
-    }
+def test_fp8_is_from_compute_capability_8_9_on():
+    gpus = {name: target for name, target in TARGETS.items() if target.compute_capability}
+    newer = {name for name, target in gpus.items() if float(str(target.compute_capability)) >= 8.9}
+    assert {name for name, target in TARGETS.items() if "fp8" in target.peak_ops} == newer
+    assert "nvidia-hopper-sm90" in newer
+    assert "nvidia-ampere-sm86" not in newer
 
 
 def test_a_figure_without_a_source_is_refused():
