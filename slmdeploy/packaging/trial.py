@@ -80,7 +80,10 @@ def measure_start(folder: Path, config: RuntimeConfig | EncoderConfig) -> Start:
         manifest = folder / MANIFEST
         manifest.write_text(json.dumps(_provisional(folder)), encoding="utf-8")
         try:
-            runs = [json.loads(device.call("its first start", "-c", _START, str(folder), task)) for _ in range(_STARTS)]
+            runs = [
+                json.loads(device.call("its first start", "-c", _START, str(device.folder), task))
+                for _ in range(_STARTS)
+            ]
         finally:
             manifest.unlink()
     seconds = statistics.median(run["seconds"] for run in runs)
@@ -133,7 +136,7 @@ class _Device:
     """An unpacked package and the bare interpreter that runs it."""
 
     def __init__(self, folder: Path, links: Path) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()  # its processes run elsewhere
         kept = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT")
         self.environment = {name: os.environ[name] for name in kept if name in os.environ} | {"PYTHONPATH": str(links)}
 

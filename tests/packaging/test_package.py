@@ -65,8 +65,11 @@ def test_a_package_over_its_budget_is_refused_with_what_it_is_over(build: Path, 
     assert not (tmp_path / "over").exists()
 
 
-def test_a_trial_puts_the_figures_of_a_start_into_manifest_and_readme(build: Path, tmp_path: Path) -> None:
-    made = package(build, out=tmp_path / "p", trial=True)
+def test_a_trial_puts_the_figures_of_a_start_into_manifest_and_readme(
+    build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # as users name folders; the processes that try a package run elsewhere
+    made = package(build, out=Path("p"), trial=True)
     start = made.result["start"]
     assert start["task"] == "generate"
     assert start["starts"] == 3
