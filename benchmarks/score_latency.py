@@ -18,7 +18,6 @@ score_latency.json and score_latency.svg.
 import argparse
 import itertools
 import json
-import platform
 import statistics
 import time
 import xml.etree.ElementTree as ET
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from slmdeploy.profiling.hardware import detect
 from slmdeploy.reporting import svg
 from slmdeploy.runtime.batching import BatchDecoder
 from slmdeploy.runtime.model import Model, load
@@ -196,7 +196,7 @@ def main() -> None:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         says = f"Scoring items of {options.item} tokens behind a prefix of {options.prefix}"
-        about = {"build": options.build.name, "precision": model.runtime.precision, "machine": platform.processor()}
+        about = {"build": options.build.name, "precision": model.runtime.precision, "machine": detect(bench=False).cpu}
         figures = {**about, "prefix": options.prefix, "item": options.item, "rounds": options.rounds, "rows": rows}
         (options.out / "score_latency.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         (options.out / "score_latency.svg").write_text(chart(rows, says), encoding="utf-8")
