@@ -4,7 +4,6 @@ Mixed precision, accumulation, checkpointing, several processes and resuming are
 nothing of files and verbs.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,13 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 
 from slmdeploy.compress import encoders, loading
 from slmdeploy.compress.encoder_losses import distance, label_loss, relations
 from slmdeploy.compress.encoders import Encoder, Row
 from slmdeploy.compress.labelled import Record
-from slmdeploy.compress.training import LOGS_PER_STAGE, WEIGHT_DECAY, Guard
+from slmdeploy.compress.training import Guard, training_arguments
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress
 from slmdeploy.specs import EncoderStage
@@ -50,7 +48,7 @@ class EncoderTrainer(Trainer):
     def __init__(self, student: Encoder, lesson: Lesson, stage: EncoderStage, work: Path, progress: Progress) -> None:
         super().__init__(
             model=student.model,
-            args=_arguments(stage, work),
+            args=training_arguments(stage, work, adam_beta2=0.999),
             train_dataset=lesson.train,
             data_collator=self.batch,
         )
@@ -131,37 +129,6 @@ class EncoderTrainer(Trainer):
             elif made.shape[-1] > 1:
                 found["agreement"] = (made.argmax(-1) == taught.argmax(-1)).float().mean().item()
         return found
-
-
-def _arguments(stage: EncoderStage, work: Path) -> TrainingArguments:
-    processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
-    if stage.batch_rows % processes:
-        raise InputError(
-            f"batch_rows = {stage.batch_rows} is not shared out evenly among {processes} processes: change it"
-        )
-    return TrainingArguments(
-        output_dir=str(work),
-        max_steps=stage.steps,
-        per_device_train_batch_size=stage.batch_rows // processes,
-        gradient_accumulation_steps=stage.gradient_accumulation,
-        activation_checkpointing=stage.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if stage.gradient_checkpointing else None,
-        learning_rate=stage.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=math.ceil(stage.warmup_share * stage.steps),
-        weight_decay=WEIGHT_DECAY,
-        bf16=stage.dtype == "bf16",
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=max(1, stage.steps // LOGS_PER_STAGE),
-        logging_nan_inf_filter=False,
-        save_steps=stage.save_steps,
-        save_total_limit=1,
-        seed=stage.seed,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
 
 
 class EncoderRun:

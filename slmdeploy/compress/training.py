@@ -33,7 +33,7 @@ from slmdeploy.compress.losses import Objective
 from slmdeploy.compress.teachers import LiveTeacher, Row, Teacher
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress
-from slmdeploy.specs import DistillStage
+from slmdeploy.specs import DistillStage, EncoderStage
 
 # AdamW's share of Muon's learning rate; Muon's is per orthogonal update, AdamW's per element.
 ADAMW_SHARE = 0.15
@@ -110,7 +110,7 @@ class Lesson:
     label_ids: tuple[int, int] | None
 
 
-def training_arguments(stage: DistillStage, work: Path) -> TrainingArguments:
+def training_arguments(stage: DistillStage | EncoderStage, work: Path, *, adam_beta2: float) -> TrainingArguments:
     """The Trainer's own settings for a stage. Raises InputError for rows that the processes cannot share out evenly."""
     processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
     if stage.batch_rows % processes:
@@ -128,7 +128,7 @@ def training_arguments(stage: DistillStage, work: Path) -> TrainingArguments:
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(stage.warmup_share * stage.steps),
         weight_decay=WEIGHT_DECAY,
-        adam_beta2=0.95,
+        adam_beta2=adam_beta2,
         bf16=stage.dtype == "bf16",
         use_cpu=not torch.cuda.is_available(),
         logging_steps=max(1, stage.steps // LOGS_PER_STAGE),
@@ -159,7 +159,8 @@ class Distiller(Trainer):
         self, student: PreTrainedModel, lesson: Lesson, stage: DistillStage, *, work: Path, progress: Progress
     ) -> None:
         self.layers = LayerLoss(student, lesson.model.model, stage) if stage.compares_layers else None
-        super().__init__(model=student, args=training_arguments(stage, work), train_dataset=lesson.rows)
+        arguments = training_arguments(stage, work, adam_beta2=0.95)
+        super().__init__(model=student, args=arguments, train_dataset=lesson.rows)
         self.remove_callback(PrinterCallback)
         self.add_callback(Guard(self))
         self.add_callback(_Reporter(self, stage, progress))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .batching import BatchDecoder
@@ -219,7 +219,7 @@ class Engine:
         """Figures for `stats`; by the engine's thread, or before there is one."""
         assert self._parts is not None, "figures are of an engine that was started"
         stepper, caches = self._parts.stepper, self._parts.caches
-        scheduler, counts = stepper.scheduler, stepper.counts
+        scheduler = stepper.scheduler
         self._stats = EngineStats(
             failure=self._stats.failure,
             running=len(stepper.requests) - stepper.queued,
@@ -227,15 +227,7 @@ class Engine:
             kv_tokens_capacity=scheduler.places,
             cache_tokens_used=sum(tree.size * unit for tree, unit in caches),
             cache_tokens_capacity=sum(tree.capacity * unit for tree, unit in caches),
-            requests=counts.requests,
-            steps=counts.steps,
-            batch_sizes=dict(counts.batch_sizes),
-            prompt_tokens=counts.prompt_tokens,
-            cache_hit_tokens=counts.cache_hit_tokens,
-            cache_miss_tokens=counts.cache_miss_tokens,
-            generated_tokens=counts.generated_tokens,
-            scored_items=counts.scored_items,
-            failed_requests=counts.failed_requests,
+            **asdict(stepper.counts),
         )
 
     def _stop(self, parts: _Parts, error: SlmdeployError | None) -> None:

@@ -64,9 +64,15 @@ def open_session(
         # Products in wider numbers: right everywhere, but three times slower where the CPU has no need of it.
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        session = ort.InferenceSession(str(path), options, providers=providers)
     except _FAILURES as error:
         raise _sentence(path, "does not load", error) from error
+    if session.get_providers()[0] != providers[0]:
+        raise InputError(
+            f"{path} runs on an NVIDIA GPU, and ONNX Runtime's CUDA provider does not start here, which would leave it "
+            "to the CPU: see that the driver, CUDA and cuDNN of this onnxruntime-gpu are installed."
+        )
+    return session
 
 
 def _providers(path: Path, provider: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from pydantic import ValidationError
 
@@ -78,6 +79,15 @@ def test_it_was_judged_by_its_numbers_and_says_that_no_gpu_ran_it(built: Artifac
 
 def test_without_the_provider_it_is_refused_in_a_sentence(built: Artifact) -> None:
     with pytest.raises(InputError, match=r"runs on an NVIDIA GPU.*no CUDA provider: install onnxruntime-gpu instead"):
+        load(built.path).logits([1, 2, 3])
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_not_replaced_by_the_cpu(built: Artifact, monkeypatch: Any) -> None:
+    # An onnxruntime-gpu without CUDA's libraries lists the provider and then leaves everything to the CPU.
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: listed)
+    with pytest.raises(InputError, match="CUDA provider does not start here"):
         load(built.path).logits([1, 2, 3])
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from slmdeploy.serving.logs import DETAILS, JsonFormatter
-from tests.serving.live import client
+from tests.serving.live import client, wait_for
 
 
 def line(message: str, **extra: object) -> dict[str, object]:
@@ -21,6 +21,10 @@ def line(message: str, **extra: object) -> dict[str, object]:
     (only,) = stream.getvalue().splitlines()
     found: dict[str, object] = json.loads(only)
     return found
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    return [getattr(record, DETAILS) for record in caplog.records if hasattr(record, DETAILS)]
 
 
 def test_a_record_is_one_line_with_its_details() -> None:
@@ -44,7 +48,9 @@ def test_a_request_is_logged_by_its_id_and_without_its_prompt(url: str, caplog: 
         assert answer.headers["x-request-id"] == "my-id.1"
         odd = asking.post("/v1/secret-path", headers={"X-Request-ID": "spaces are odd"})
         assert odd.headers["x-request-id"] != "spaces are odd"
-    first, second = (getattr(record, DETAILS) for record in caplog.records if hasattr(record, DETAILS))
+    # The line is written after the answer has left, so the client may be ahead of it.
+    assert wait_for(lambda: len(lines(caplog)) == 2)
+    first, second = lines(caplog)
     assert (first["request_id"], first["status"], first["completion_tokens"]) == ("my-id.1", 200, 2)
     assert (second["path"], second["status"]) == ("unknown", 404)
     assert "secret" not in caplog.text
