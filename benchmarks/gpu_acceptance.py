@@ -4,8 +4,9 @@
 
 For each profile: build, logits of the GPU against the build's own numbers on the CPU, then a measurement file that
 `slmdeploy select` takes. Beside them torch in bfloat16, eager and compiled, and the model's products in FP8 through
-torch, which is no TensorRT and is called "torch FP8". What is missing is said and left out; without a GPU only names in
-NVIDIA's bindings are checked. Exit code 0 unless something that could be checked was wrong. Not run on a GPU yet.
+torch, which is no TensorRT and is called "torch FP8". What a check needs is looked at before it: where that is missing
+the check is left out with the reason, and any error of a check that was made is a failure. Without a GPU only names in
+NVIDIA's bindings are checked. Exit code 1 where something was wrong, else 0. Not run on a GPU yet.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,27 +25,32 @@ import numpy as np
 
 from slmdeploy.artifacts import open_artifact
 from slmdeploy.building.build import build
+from slmdeploy.building.ort_providers import THROUGH
 from slmdeploy.corpus import prepare
-from slmdeploy.errors import SlmdeployError
+from slmdeploy.errors import InputError, SlmdeployError
 from slmdeploy.exporting.export import export
 from slmdeploy.profiling.gpu import Gpu, nvidia_gpus
 from slmdeploy.profiling.profile import profile_to_file
-from slmdeploy.runtime import cuda_device, tensorrt_api
+from slmdeploy.runtime import cuda_device, providers, tensorrt_api
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.decoding import Decoder
 from slmdeploy.runtime.model import Model
 from slmdeploy.runtime.standard import StandardDecoder
 from slmdeploy.runtime.text import load_tokenizer
-from slmdeploy.specs import Target, list_targets, load_profile, named_workload
+from slmdeploy.specs import Compiler, Target, list_targets, load_profile, named_workload
 
 PROFILES = {
     "tensorrt-fp16": "portable",
     "tensorrt-fp8": "portable",
     "tensorrt-rtx-fp8": "portable",
+    "tensorrt-fp16-ort": "portable",
+    "tensorrt-fp8-ort": "portable",
+    "tensorrt-rtx-fp8-ort": "portable",
     "cuda-fp16": "ort",
     "cuda-int4": "ort",
 }
-"""GPU profiles and the dialect that each is built from."""
+"""GPU profiles and the dialect that each is built from; those that end in -ort go through ONNX Runtime's providers."""
+BF16, COMPILED, FP8 = "torch bf16", "torch bf16, compiled", "torch FP8"
 PARITY = {"fp8": 0.15, "other": 0.03}
 """How far the GPU's logits may be from the CPU's, of the largest: as the builds' own gates have it."""
 ROUNDS, WARM_UP = 20, 5
@@ -79,22 +87,63 @@ def accept(model: Path, work: Path, workload: str) -> dict[str, Any]:
     checks: dict[str, Callable[[], Any]] = {
         name: lambda name=name: one_profile(name, model, work, workload, gpus[0]) for name in PROFILES
     }
-    checks |= {"torch bf16": lambda: torch_model(model, compiled=False)}
-    checks |= {"torch bf16, compiled": lambda: torch_model(model, compiled=True)}
-    checks |= {"torch FP8": lambda: torch_products(model, gpus[0])}
-    found = {name: attempt(check) for name, check in checks.items()}
+    checks |= {BF16: lambda: torch_model(model, compiled=False), COMPILED: lambda: torch_model(model, compiled=True)}
+    checks |= {FP8: lambda: torch_products(model)}
+    found = {name: attempt(check, lacking(name, gpus[0])) for name, check in checks.items()}
     failed = wrong + [name for name, entry in found.items() if entry.get("passed") is False]
     done = [name for name, entry in found.items() if "left_out" not in entry]
     summary = f"{gpus[0].name}: {len(done)} of {len(found)} checks could be made, {len(failed)} failed."
     return {"summary": summary, "gpu": vars(gpus[0]), **names, "checks": found, "failed": failed, **origin()}
 
 
-def attempt(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a check found, or why it could not be made; a package or a GPU that lacks something raises many kinds."""
+def attempt(check: Callable[[], dict[str, Any]], reason: str | None) -> dict[str, Any]:
+    """What a check found, or the ``reason`` why it cannot be made; an error of one that can be made is a failure."""
+    if reason is not None:
+        return {"left_out": reason}
     try:
         return check()
-    except (SlmdeployError, ImportError, RuntimeError, OSError, AttributeError, NotImplementedError) as error:
-        return {"left_out": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    except Exception as error:  # libraries and GPUs raise many kinds; the other checks are still made
+        return {"passed": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+def lacking(name: str, gpu: Gpu) -> str | None:
+    """What a check needs and this machine has not, looked at without making it; None where it can be made."""
+    if name in (BF16, COMPILED, FP8):
+        return no_torch() or (no_fp8(gpu) if name == FP8 else None)
+    profile = load_profile(name)
+    if profile.compiler is None:
+        return providers.missing("cuda")
+    return (no_fp8(gpu) if profile.weights.scheme == "fp8" else None) or no_compiler(profile.compiler, gpu)
+
+
+def no_torch() -> str | None:
+    """Why torch cannot run on the GPU."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return "torch and transformers are not installed"
+    import torch
+
+    return None if torch.cuda.is_available() else f"torch {torch.__version__} does not reach the GPU"
+
+
+def no_fp8(gpu: Gpu) -> str | None:
+    """Whether the GPU is older than FP8."""
+    old = tuple(map(int, gpu.compute_capability.split("."))) < FIRST_FP8
+    return f"compute capability {gpu.compute_capability} has no FP8" if old else None
+
+
+def no_compiler(compiler: Compiler, gpu: Gpu) -> str | None:
+    """Why a profile's compiler cannot be used: it is not installed, or not for this GPU."""
+    if compiler.through == THROUGH:
+        return providers.missing(compiler.module)
+    product = tensorrt_api.PRODUCTS[compiler.module]
+    try:
+        module = tensorrt_api.load(compiler.module)
+        cuda_device.runtime()
+        if product.ahead_of_time:
+            tensorrt_api.capability(module, product, gpu.compute_capability)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def origin() -> dict[str, str]:
@@ -161,12 +210,11 @@ def target_of(gpu: Gpu) -> Target | None:
 
 def parity(folder: Path) -> float:
     """The largest difference between logits of the GPU and of the same graph on the CPU, of the largest logit."""
-    from dataclasses import replace
-
     config = read_runtime(folder)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, min(TOKENS, config.max_length // 2)).tolist()
     device = Model(folder, config, load_tokenizer(folder), config.threads)
-    here = replace(config, provider="cpu")
+    as_written = config.numerics_only or providers.PROVIDERS[config.provider].compiles
+    here = replace(config, provider="cpu", numerics_only=as_written)
     decoder: Any = (Decoder if config.interface == "shared" else StandardDecoder)(folder, here, config.threads)
     exact = decoder.logits(np.array(ids))
     found = device.logits(ids)
@@ -198,13 +246,11 @@ def torch_model(path: Path, *, compiled: bool) -> dict[str, Any]:
     return {"ttft_ms": timed(torch, prompt), "tpot_ms": timed(torch, step), "prompt_tokens": 128}
 
 
-def torch_products(path: Path, gpu: Gpu) -> dict[str, Any]:
+def torch_products(path: Path) -> dict[str, Any]:
     """Milliseconds of the model's linear layers at 128 rows in FP8 and in bfloat16: "torch FP8", no TensorRT."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    if tuple(map(int, gpu.compute_capability.split("."))) < FIRST_FP8:
-        return {"left_out": f"compute capability {gpu.compute_capability} has no FP8"}
     model = AutoModelForCausalLM.from_pretrained(path)
     found = []
     for name, layer in model.named_modules():
@@ -259,6 +305,8 @@ def lines(report: dict[str, Any]) -> list[str]:
     for name, entry in report.get("checks", {}).items():
         if "left_out" in entry:
             found.append(f"{name}: left out, {entry['left_out']}")
+        elif "error" in entry:
+            found.append(f"{name}: failed, {entry['error']}")
         else:
             figures = {key: round(value, 4) for key, value in entry.items() if isinstance(value, float)}
             found.append(f"{name}: {'failed' if entry.get('passed') is False else 'done'} {figures}")

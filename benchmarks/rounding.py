@@ -7,7 +7,8 @@ The teacher's activations have no outliers worth the name, so some are planted: 
 channels are made 64 times as large and the rows that read them 64 times as small. That is exact in float32, so the
 model is the same, bit by bit; that it is so is checked, and written down, before anything else. Each cell is KL in nats
 per token, top-1 agreement and perplexity ratio against fp32 on the validation split. Linear layers take the form, the
-head 8 bits in blocks, the embedding stays fp32.
+head 8 bits in blocks, the embedding stays fp32. FP8 is that of the profile tensorrt-fp8: scales from the largest
+magnitudes, one per tensor of what a layer reads (of text that is not judged) and one per output channel of a weight.
 """
 
 import argparse
@@ -25,9 +26,10 @@ import onnx_ir as ir
 import slmdeploy
 from slmdeploy import corpus
 from slmdeploy.artifacts import machine
-from slmdeploy.building.calibration import Moments, inputs_of
+from slmdeploy.building.calibration import Moments, count, inputs_of
 from slmdeploy.building.folding import places
-from slmdeploy.building.onnxruntime import open_folder, read_model, write_folder
+from slmdeploy.building.fp8 import activation_scale, fp8_product, quantize_linears
+from slmdeploy.building.onnxruntime import open_folder, read_model, write_folder, write_runtime
 from slmdeploy.building.quantize import EMBEDDING, HEAD, RoundAlone, parts, quantize
 from slmdeploy.building.reference import Reference
 from slmdeploy.building.rewriting import MICROSOFT, Replacement, remove_unused_initializers, weight_array
@@ -35,7 +37,7 @@ from slmdeploy.building.rotation import rotate
 from slmdeploy.building.rounding import Rounding
 from slmdeploy.building.smooth import Product, blocks_product, smooth, w8a8_product
 from slmdeploy.building.w8a8 import quantize_columns
-from slmdeploy.specs import SessionOptions, Weights
+from slmdeploy.specs import Fp8, SessionOptions, Weights
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER = ROOT / "examples" / "teacher"
@@ -44,6 +46,7 @@ PAGE = ROOT / "docs" / "quantisation.md"
 _MARKS = ("<!-- benchmarks/rounding.py -->\n", "<!-- end -->\n")
 _PLANTED, _SHARE, _SEED, _TOKENS = 64.0, 0.01, 3, 2048
 PER_TENSOR, PER_TOKEN, INT4 = "int8, one scale per tensor", "int8, one scale per token", "int4, blocks of 128"
+FP8 = "fp8, one scale per tensor"
 EIGHT = Weights(scheme="weight-only", bits=8, block_size=128)
 FORMS = {
     PER_TOKEN: Weights(scheme="w8a8", bits=8),
@@ -53,7 +56,10 @@ METHODS = {
     PER_TENSOR: ("nearest", "smooth", "rotate", "rotate, smooth"),
     PER_TOKEN: ("nearest", "smooth", "rotate", "rotate, smooth", "gptq", "quantease"),
     INT4: ("nearest", "gptq", "quantease", "smooth, gptq", "rotate, gptq", "rotate, smooth, quantease"),
+    FP8: ("nearest", "smooth", "rotate", "rotate, smooth"),
 }
+SMOOTHED_FOR: dict[str, Product] = {INT4: blocks_product(4, 128, symmetric=False), FP8: fp8_product}
+"""What smoothing has to suit, where it is not products in 8-bit integers."""
 GRAPHS = ("as trained", "planted")
 
 
@@ -89,6 +95,12 @@ def quantize_per_tensor(model: ir.Model) -> None:
     remove_unused_initializers(model.graph)
 
 
+def quantize_fp8(model: ir.Model, scales: dict[str, np.float32]) -> None:
+    """Every linear layer but the head in FP8 with these scales of what layers read, by the value's name."""
+    layers = {name: node for name, node in parts(model).items() if name not in (EMBEDDING, HEAD)}
+    quantize_linears(model.graph, layers, scales, Fp8())
+
+
 class Lab:
     """The graphs in their preparations, and the text and predictions that all are compared with."""
 
@@ -115,6 +127,11 @@ class Lab:
         """Of what the layers of ``graph`` read."""
         return Moments(graph, self.reference.calibration_text)
 
+    def scales(self, graph: Path) -> dict[str, np.float32]:
+        """Of FP8, for each value that the layers of ``graph`` read."""
+        found = count(graph, self.reference.calibration_text)
+        return {name: activation_scale(counts, Fp8().activation_scale) for name, counts in found.items()}
+
     @cache  # noqa: B019
     def _inputs(self, graph: Path) -> Any:
         return inputs_of(graph, self.reference.calibration_text)
@@ -130,30 +147,35 @@ class Lab:
         write_folder(model, self.work / "graph", folder, precision="fp32", session=SessionOptions())
         return folder
 
-    def judge(self, folder: Path) -> dict[str, float]:
-        """KL, top-1 agreement and perplexity ratio of a graph."""
-        found = self.reference.comparison.quality(open_folder(folder), tokens=_TOKENS)
+    def judge(self, model: ir.Model, *, tokens: int = _TOKENS, as_written: bool = False) -> dict[str, float]:
+        """KL, top-1 agreement and perplexity ratio of a quantised graph, on so many tokens.
+
+        ``as_written``: without ONNX Runtime's fusions, which look for FP8 kernels that it has not.
+        """
+        folder = self.work / "quantised"
+        folder.mkdir(exist_ok=True)
+        write_folder(model, self.work / "graph", folder, precision="mixed", session=SessionOptions())
+        write_runtime(folder, folder, numerics_only=as_written)
+        found = self.reference.comparison.quality(open_folder(folder), tokens=tokens)
         return {"kl": found.kl, "top1": found.top1_agreement, "ppl_ratio": found.ppl_ratio}
 
     def measure(self, name: str, form: str, method: str) -> dict[str, float]:
         """One cell."""
         words = method.split(", ")
-        product = blocks_product(4, 128, symmetric=False) if form == INT4 else w8a8_product
+        product = SMOOTHED_FOR.get(form, w8a8_product)
         graph = self.graph(name, "rotate" in words, product if "smooth" in words else None)
         model = read_model(graph)
-        compensated = words[-1] if words[-1] in ("gptq", "quantease") else None
-        rounding = Rounding(self.moments(graph), compensated) if compensated else RoundAlone()
         if form == PER_TENSOR:
             quantize_per_tensor(model)
-            quantize(model, {HEAD: EIGHT})
+        elif form == FP8:
+            quantize_fp8(model, self.scales(graph))
         else:
+            compensated = words[-1] if words[-1] in ("gptq", "quantease") else None
+            rounding = Rounding(self.moments(graph), compensated) if compensated else RoundAlone()
             layers = [part for part in parts(model) if part not in (EMBEDDING, HEAD)]
             quantize(model, dict.fromkeys(layers, FORMS[form]), rounding=rounding)
-            quantize(model, {HEAD: EIGHT})
-        folder = self.work / "quantised"
-        folder.mkdir(exist_ok=True)
-        write_folder(model, self.work / "graph", folder, precision="mixed", session=SessionOptions())
-        return self.judge(folder)
+        quantize(model, {HEAD: EIGHT})
+        return self.judge(model, as_written=form == FP8)
 
 
 def cells() -> Iterator[tuple[str, str, str]]:
@@ -171,8 +193,7 @@ def run(work: Path) -> None:
         model = read_model(work / "graph")
         count = plant(model)
         same = _same(lab, lab.graph(GRAPHS[1], False, None))
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        made = machine() | {"commit": commit.stdout.strip()}
+        made = machine() | {"commit": commit()}
         planted = {"channels": count, "factor": _PLANTED, "largest_logit_difference": same}
         found = {"made": made, "tokens": _TOKENS, "planted": planted, "cells": {}}
     for cell in cells():
@@ -181,6 +202,14 @@ def run(work: Path) -> None:
             found["cells"][key] = lab.measure(*cell)
             RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(key, found["cells"][key], flush=True)
+
+
+def commit() -> str:
+    """The commit that this is run from."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()
 
 
 def _same(lab: Lab, folder: Path) -> float:

@@ -1,20 +1,23 @@
 """Servers under growing Poisson load: throughput and 99th percentiles beside llama.cpp, transformers and OpenVINO.
 
-    python benchmarks/serving.py [--models smollm2-135m] [--servers 'slmdeploy*'] [--rates 0.5 1 2 4 8 16] [--rounds 5]
+    python benchmarks/serving.py --minutes 25
 
-Every round starts each server in turn, in an order that rotates, and sends it the workloads at growing rates until it
-does not keep up. A line is written as soon as a cell is measured, and a rerun goes on where the last one stopped.
-Models, environments and conversions are those of cpu_peers.py and found again in its work folder. At the end the
-results go to benchmarks/results/serving.json and the page to docs/serving-performance.md. What failed is tried again.
+One server of each product (servers/catalogue.py, BEST) takes about half an hour on two cores by arithmetic on the
+figures of docs/performance.md; --servers '*' takes all rows. Every round starts each server in turn, in an order that
+rotates, and sends it the workloads at growing rates until it does not keep up. A line is written as soon as a cell is
+measured; the same command goes on where the last one stopped, and what failed is tried again. Models, environments and
+conversions are those of cpu_peers.py and found again in its work folder. At the end the results go to
+benchmarks/results/serving.json, page and plots to docs/serving-performance.md and beside it.
 """
 
 import argparse
 import fnmatch
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +28,24 @@ from benchmarks.peers.page import about  # the path above is what finds it
 from benchmarks.peers.rounds import Journal, stolen_share, stolen_ticks
 from benchmarks.peers.setup import ROOT, NotRun, Places, digest, sources, version_key
 from benchmarks.peers.shapes import SHAPES, Shape
-from benchmarks.servers import load, process, report
-from benchmarks.servers.catalogue import SERVERS, ServerRow, peer_of
+from benchmarks.servers import load, plot, process, report
+from benchmarks.servers.catalogue import BEST, SERVERS, ServerRow, peer_of
 from slmdeploy.profiling.live_http import Server, UnansweredError
 from slmdeploy.specs import Workload, named_workload
 
-WORKLOADS = ("generate-128-64", "score-512-32x16")
+WORKLOADS = {"generate-128-64": (2.0, 4.0, 6.0, 8.0), "score-512-32x16": (1.0, 2.0)}
+"""Requests per second of each, from what one request at a time can be answered at to what only batches can."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; rates are requests per second, ascending, `seconds` of each; until: time.monotonic."""
+    """What to measure; workloads have their rates in requests per second, ascending, each for `seconds` or for as many
+    requests as a p99 takes; until: time.monotonic.
+    """
 
     shapes: Sequence[Shape]
     rows: Sequence[ServerRow]
-    workloads: Sequence[str]
-    rates: Sequence[float]
+    workloads: Mapping[str, Sequence[float]]
     rounds: int
     seconds: float
     threads: int
@@ -62,7 +67,7 @@ def run(plan: Plan, journal: Journal, places: Places) -> None:
 def _turn(plan: Plan, journal: Journal, places: Places, shape: Shape, row: ServerRow, round_: int) -> None:
     """One server in one round: every cell that is not there yet."""
     key = {"engine": row.name, "version": _version(row, shape, plan.threads), "model": shape.name, "round": round_}
-    cases = {name: [f"{name}-server-{rate:g}" for rate in plan.rates] for name in plan.workloads}
+    cases = {name: [f"{name}-server-{rate:g}" for rate in rates] for name, rates in plan.workloads.items()}
     wanted = [case for found in cases.values() for case in found if not journal.has(**key, case=case)]
     if not wanted:
         return
@@ -70,6 +75,7 @@ def _turn(plan: Plan, journal: Journal, places: Places, shape: Shape, row: Serve
     said = ""
     try:
         python, folder = process.prepared(row, shape, places)
+        key["versions"] = process.versions(python, row.distributions)
         with process.running(row, python, folder, plan.threads) as (server, pid):
             for found in cases.values():
                 _ladder(plan, journal, shape, row, server, pid, round_, key, [one for one in found if one in wanted])
@@ -117,7 +123,9 @@ def _measured(
     plan: Plan, row: ServerRow, server: Server, workload: Workload, vocab_size: int, round_: int
 ) -> load.Cell:
     load.warm_up(row, server, workload, vocab_size)
-    return load.run_cell(row, server, workload, vocab_size, round_, plan.seconds)
+    assert workload.rate_per_s is not None, "cells are of scenario server"
+    count = max(load.least_requests(plan.rounds), int(plan.seconds * workload.rate_per_s))
+    return load.run_cell(row, server, workload, vocab_size, round_, count)
 
 
 def _version(row: ServerRow, shape: Shape, threads: int) -> str:
@@ -131,11 +139,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=[s.name for s in SHAPES.values() if s.is_decoder],
                         default=["smollm2-135m"])  # fmt: skip
-    parser.add_argument("--servers", nargs="+", default=["*"], help="names or patterns of rows")
+    parser.add_argument("--servers", nargs="+", default=list(BEST), help="names or patterns of rows")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
-    parser.add_argument("--rates", nargs="+", type=float, default=[0.5, 1, 2, 4, 8, 16])
+    parser.add_argument("--rates", nargs="+", type=float, help="of all workloads; needed for others than the usual")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of load in a cell, but at least 40 requests")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="of load, but at least what a p99 of all rounds takes"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no server after so many")
     parser.add_argument("--work", type=Path, default=Path("work/cpu_peers"))
@@ -149,6 +159,11 @@ def main() -> None:
     rows = [row for row in SERVERS if any(fnmatch.fnmatch(row.name, one) for one in options.servers)]
     if not rows:
         parser.error(f"no server is called like {' or '.join(options.servers)}: {', '.join(r.name for r in SERVERS)}")
+    workloads = {name: sorted(options.rates or WORKLOADS.get(name, ())) for name in options.workloads}
+    if not all(workloads.values()):
+        parser.error(f"--rates is needed for {' and '.join(name for name, rates in workloads.items() if not rates)}")
+    # So that who ends this ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     journal = Journal(options.journal)
     if not options.report_only:
         places = Places(
@@ -159,20 +174,19 @@ def main() -> None:
         plan = Plan(
             shapes,
             rows,
-            options.workloads,
-            sorted(options.rates),
+            workloads,
             options.rounds,
             options.seconds,
             options.threads,
             until,
         )
         run(plan, journal, places)
-    described = about(ROOT, options.threads)
-    results = report.results_of(journal.lines, SERVERS, described)
-    for file, text in (
-        (options.results, json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
-        (options.page, report.render(results)),
-    ):
+    results = report.results_of(journal.lines, SERVERS, about(ROOT, options.threads))
+    charts = plot.charts(results, options.page.stem)
+    texts = {options.results: json.dumps(results, indent=1, ensure_ascii=False) + "\n"}
+    texts |= {options.page: report.render(results, {key: name for key, (name, _) in charts.items()})}
+    texts |= {options.page.with_name(name): chart for name, chart in charts.values()}
+    for file, text in texts.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
         print(f"wrote {file}", file=sys.stderr)

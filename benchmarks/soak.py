@@ -1,186 +1,46 @@
 """Soaks a server in mixed and hostile requests and looks for leaks, wrong answers and slots that stay taken.
 
-    python benchmarks/soak.py BUILD [--requests 1000] [--minutes 20] [--clients 8]
+    python benchmarks/soak.py BUILD --minutes 20 --results benchmarks/results/soak.json
 
 Starts `slmdeploy serve BUILD` and sends it, in random order: generations read to the end or slowly, whole answers,
-scores, streams that are left half-way, bodies that are no JSON, have unknown fields, end too early or are too large,
-and prompts that no context holds. Every answer that is complete must be the one that the same request got alone at the
-beginning; every bad request must be refused by its status. Afterwards nothing may be running or queued, and memory may
-not have grown since the second fifth beyond GROWTH. With --minutes the rounds of requests go on so long. The last line
-on stdout is one JSON object; exit code 1 where something was wrong.
+scores, streams that are left at once or half-way, bodies that are no JSON, have unknown fields, end too early or are
+too large, and prompts that no context holds (servers/mixed.py). Every answer must be what the model says alone, up to
+ties (servers/greedy.py); every bad request must be refused by its status. Afterwards nothing may be running or queued,
+no more files be open than when the load began, and memory (servers/memory.py) may not have grown beyond GROWTH. With
+--minutes the rounds of requests go on so long. The last line on stdout is one JSON object; exit code 1 where something
+was wrong.
 """
 
 import argparse
 import http.client
 import json
-import random
-import re
+import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peers.page import about  # the path above is what finds it
+from benchmarks.peers.setup import ROOT
+from benchmarks.servers.greedy import Greedy
+from benchmarks.servers.memory import Growth, Sample, growth, open_files, watched
+from benchmarks.servers.mixed import NEW_TOKENS, Soak
 
 GROWTH = 0.05
-"""Share by which memory may grow, besides _ALLOWED_BYTES for allocators that keep what they had once."""
-_ALLOWED_BYTES = 16 << 20
-_PROMPTS = ("a", "one two three", "def f(x):\n    return", "the same words, the same words, the same")
-_ITEMS = ("first", "second", "a third one")
-_NEW = 24
-_TIMEOUT_S = 120.0
-_CALM_S = 30.0
+"""Share of the settled memory by which it may grow, besides _ALLOWED_BYTES for allocators that keep what they had."""
+_ALLOWED_BYTES = 8 << 20
+_SAMPLES = 60
+"""Of memory, at most so many go into the results."""
+_START_S = 120.0
 Json = dict[str, Any]
-
-
-@dataclass
-class Soak:
-    """A server under test: what it should say, what was asked, and everything that was wrong.
-
-    long_words: of a prompt that no context of the served model holds.
-    """
-
-    url: str
-    long_words: int = 40_000
-    model: str = ""
-    expected: dict[str, Any] = field(default_factory=dict)
-    asked: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def learn(self, *, scores: bool) -> None:
-        """Ask everything once, alone: these are the right answers."""
-        self.model = json.loads(self.get("/v1/models"))["data"][0]["id"]
-        for prompt in _PROMPTS:
-            self.expected[prompt] = self._whole(prompt)
-        if scores:
-            self.expected["scores"] = self._scored()
-
-    def get(self, path: str) -> str:
-        """The body of a GET; OSError where the status is another than 200."""
-        with self._connection() as connection:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            body = response.read().decode()
-            if response.status != 200:
-                raise OSError(f"{path} answered {response.status}: {body[:200]}")
-            return body
-
-    @contextmanager
-    def _connection(self) -> Iterator[http.client.HTTPConnection]:
-        parts = urlsplit(self.url)
-        assert parts.hostname is not None, "the address has a host"
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT_S)
-        try:
-            yield connection
-        finally:
-            connection.close()
-
-    def _post(self, path: str, body: Json | bytes) -> tuple[int, bytes]:
-        with self._connection() as connection:
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request("POST", path, data, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            return response.status, response.read()
-
-    def _body(self, prompt: str, **more: Any) -> Json:
-        return {"model": self.model, "prompt": prompt, "max_tokens": _NEW, "temperature": 0, **more}
-
-    def _whole(self, prompt: str) -> str:
-        status, data = self._post("/v1/completions", self._body(prompt))
-        return str(json.loads(data)["choices"][0]["text"]) if status == 200 else f"status {status}: {data[:200]!r}"
-
-    def _scored(self) -> list[float]:
-        status, data = self._post("/score", {"prefix": _PROMPTS[1], "items": list(_ITEMS)})
-        return [float(score) for score in json.loads(data)["scores"]] if status == 200 else []
-
-    def _streamed(self, prompt: str, *, pause_s: float = 0.0, most: int | None = None) -> str:
-        """The text of a stream, read as slowly as asked; left after `most` events."""
-        with self._connection() as connection:
-            body = json.dumps(self._body(prompt, stream=True))
-            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            text, events = "", 0
-            while line := response.readline():
-                if not line.startswith(b"data: {"):
-                    continue
-                time.sleep(pause_s)
-                text += "".join(choice["text"] for choice in json.loads(line[6:]).get("choices", ()))
-                events += 1
-                if most is not None and events >= most:
-                    break
-            return text
-
-    def _half_a_request(self) -> None:
-        parts = urlsplit(self.url)
-        with socket.create_connection((parts.hostname, parts.port), _TIMEOUT_S) as connection:
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
-
-    def one(self, kind: str, rng: random.Random) -> None:
-        """One request of a kind; what is wrong with its answer is noted."""
-        prompt = rng.choice(_PROMPTS)
-        right: dict[str, Callable[[], bool]] = {
-            "whole": lambda: self._whole(prompt) == self.expected[prompt],
-            "stream": lambda: self._streamed(prompt) == self.expected[prompt],
-            "slow reader": lambda: self._streamed(prompt, pause_s=0.02) == self.expected[prompt],
-            "left": lambda: self.expected[prompt].startswith(self._streamed(prompt, most=rng.randint(1, 6))),
-            "score": lambda: _near(self._scored(), self.expected.get("scores", [])),
-            "no json": lambda: self._refused(b'{"model": '),
-            "unknown field": lambda: self._refused(self._body(prompt, nonsense=1)),
-            "long prompt": lambda: self._refused(self._body("word " * self.long_words)),
-            "large body": lambda: self._refused(b" " * (6 << 20)),
-            "half a request": lambda: self._half_a_request() is None,
-        }
-        try:
-            problem = None if right[kind]() else "the answer is wrong"
-        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-            # A server may close the connection on a body that it does not want to read.
-            problem = None if kind == "large body" else f"{type(error).__name__}: {error}"
-        with self._lock:
-            self.asked[kind] += 1
-            self.problems += [] if problem is None else [f"{kind}: {problem}"]
-
-    def _refused(self, body: Json | bytes) -> bool:
-        return self._post("/v1/completions", body)[0] in (400, 413, 422)
-
-    def run(self, requests: int, clients: int, seed: int) -> None:
-        """So many requests in a seeded order, `clients` at a time."""
-        kinds = ["whole", "stream", "slow reader", "left", "left", "half a request"]
-        kinds += ["no json", "unknown field", "long prompt", "large body"]
-        kinds += ["score", "score"] if "scores" in self.expected else []
-        order = random.Random(seed)
-        with ThreadPoolExecutor(clients) as pool:
-            asked = [(order.choice(kinds), random.Random(order.random())) for _ in range(requests)]
-            for _ in pool.map(lambda one: self.one(*one), asked):
-                pass
-
-    def calm(self) -> dict[str, float]:
-        """What is still running, queued and held once the server has had time to let go."""
-        until = time.monotonic() + _CALM_S
-        while True:
-            text = self.get("/metrics")
-            names = ("running", "queued", "kv_tokens_used")
-            found = {name: float(m[1]) for name in names if (m := re.search(rf"^slmdeploy_{name} (\S+)", text, re.M))}
-            if not any(found.values()) or time.monotonic() > until:
-                return found
-            time.sleep(0.1)
-
-
-def _near(found: list[float], wanted: list[float]) -> bool:
-    return len(found) == len(wanted) and all(abs(a - b) < 1e-4 for a, b in zip(found, wanted, strict=True))
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process (Linux)."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return int(fields["VmRSS"].split()[0]) * 1024
 
 
 @contextmanager
@@ -191,11 +51,11 @@ def served(build: Path, threads: int) -> Iterator[tuple[str, int]]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "slmdeploy", "serve", str(build), "--port", str(port), "--threads", str(threads)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + _TIMEOUT_S
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
     try:
         while process.poll() is None and time.monotonic() < until:
             try:
-                Soak(url).get("/ready")
+                urllib.request.urlopen(f"{url}/ready", timeout=_START_S).close()
                 break
             except (OSError, http.client.HTTPException):
                 time.sleep(0.2)
@@ -204,37 +64,106 @@ def served(build: Path, threads: int) -> Iterator[tuple[str, int]]:
         yield url, process.pid
     finally:
         process.terminate()
-        process.wait(_TIMEOUT_S)
+        process.wait(_START_S)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a soak found: memory over time, what was held and which files were open before the load and after it."""
+
+    samples: list[Sample]
+    files: tuple[int, int]
+    held: dict[str, float]
+    minutes: float
+
+
+def soaked(soak: Soak, pid: int, options: argparse.Namespace) -> Ended:
+    """Rounds of requests until there were enough, for long enough; a line a round."""
+    soak.run(options.requests // 5, options.clients, seed=-1)
+    soak.asked.clear()
+    soak.calm()
+    files, started, rounds = open_files(pid), time.monotonic(), 0
+    with watched(pid, options.every) as samples:
+        while rounds < 5 or time.monotonic() - started < 60 * options.minutes:
+            soak.run(max(1, options.requests // 5), options.clients, seed=rounds)
+            rounds += 1
+            _say(soak, samples, (time.monotonic() - started) / 60)
+    held = soak.calm()
+    return Ended(samples, (files, open_files(pid)), held, (time.monotonic() - started) / 60)
+
+
+def _say(soak: Soak, samples: list[Sample], minutes: float) -> None:
+    size = f"{samples[-1][1] / 1e6:.1f} MB" if samples else "memory not looked at yet"
+    print(f"{minutes:.1f} min: {soak.asked.total()} requests, {size}, {len(soak.problems)} problems", flush=True)
+
+
+def judged(soak: Soak, ended: Ended) -> tuple[Growth, list[str]]:
+    """The growth of memory, and all that was wrong."""
+    found, problems = growth(ended.samples), list(soak.problems)
+    if found.growth_bytes > GROWTH * found.settled_bytes + _ALLOWED_BYTES:
+        sizes = f"{found.growth_bytes / 1e6:.1f} MB over {found.settled_bytes / 1e6:.1f} MB"
+        problems.append(f"memory grew by {sizes}")
+    if ended.files[1] > ended.files[0]:
+        problems.append(f"{ended.files[1]} files are open, {ended.files[0]} were before the load")
+    problems += [f"{name} is {value:g} when all is over" for name, value in ended.held.items() if value]
+    return found, problems
+
+
+def results_of(soak: Soak, ended: Ended, precision: str, options: argparse.Namespace) -> Json:
+    """The committed results: where and of what, what was asked, what came of it."""
+    found, problems = judged(soak, ended)
+    every = -(-len(ended.samples) // _SAMPLES)
+    return {
+        "format": 1,
+        **about(ROOT, options.threads),
+        "uncommitted_changes": _changed(),
+        "build": precision,
+        "clients": options.clients,
+        "minutes": round(ended.minutes, 2),
+        "requests": soak.asked.total(),
+        "kinds": dict(sorted(soak.asked.items())),
+        "settled_bytes": found.settled_bytes,
+        "growth_bytes": found.growth_bytes,
+        "slope_bytes_per_minute": round(60 * found.slope_bytes_per_s),
+        "memory_bytes": [[round(at, 1), size] for at, size in ended.samples[::every]],
+        "open_files": list(ended.files),
+        "held": ended.held,
+        "problems": problems[:50],
+        "passed": not problems,
+    }
+
+
+def _changed() -> bool:
+    """Whether the code that was run differs from the commit that is named."""
+    command = ["git", "status", "--porcelain", "--untracked-files=no", "slmdeploy"]
+    return bool(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> int:
     """Soak a build's server; 1 where something was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", type=Path)
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--requests", type=int, default=1000, help="at least; five rounds of a fifth of them")
+    parser.add_argument("--minutes", type=float, default=0.0, help="at least")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks at memory")
+    parser.add_argument("--results", type=Path, help="write the results here too")
     options = parser.parse_args()
-    started, memory = time.monotonic(), []
+    runtime = json.loads((options.build / "runtime.json").read_text())
+    # So that who ends this ends the server too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    judge = Greedy(options.build)
     with served(options.build, options.threads) as (url, pid):
-        soak = Soak(url)
-        soak.learn(scores="score" in json.loads((options.build / "runtime.json").read_text())["tasks"])
-        part = max(1, options.requests // 5)
-        rounds = 0
-        while rounds < 5 or time.monotonic() - started < 60 * options.minutes:
-            soak.run(part, options.clients, seed=rounds)
-            memory.append(resident_bytes(pid))
-            rounds += 1
-            print(f"{sum(soak.asked.values())} requests, {memory[-1] / 1e6:.0f} MB, {len(soak.problems)} problems")
-        held = soak.calm()
-    settled = memory[1]
-    if memory[-1] > (1 + GROWTH) * settled + _ALLOWED_BYTES:
-        soak.problems.append(f"memory grew from {settled / 1e6:.0f} to {memory[-1] / 1e6:.0f} MB")
-    soak.problems += [f"{name} is {value:g} when all is over" for name, value in held.items() if value]
-    found = {"requests": sum(soak.asked.values()), "kinds": soak.asked, "memory_bytes": memory, "held": held}
-    print(json.dumps({**found, "problems": soak.problems[:50], "minutes": (time.monotonic() - started) / 60}))
-    return 1 if soak.problems else 0
+        soak = Soak(url, lambda prompt, text, whole: judge.accepts(prompt, text, NEW_TOKENS, whole))
+        soak.learn(scores="score" in runtime["tasks"])
+        ended = soaked(soak, pid, options)
+    results = results_of(soak, ended, runtime["precision"], options)
+    if options.results:
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results))
+    return 0 if results["passed"] else 1
 
 
 if __name__ == "__main__":

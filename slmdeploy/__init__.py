@@ -16,6 +16,7 @@ from slmdeploy.version import __version__
 
 if TYPE_CHECKING:
     from slmdeploy.building.build import build
+    from slmdeploy.building.recompile import recompile
     from slmdeploy.compress.distill import distill
     from slmdeploy.compress.encoder_verbs import distill_encoder, finetune
     from slmdeploy.compress.prune import prune
@@ -46,6 +47,7 @@ _HOMES = {
     "plan": "selection.capacity",
     "profile": "profiling.profile",
     "prune": "compress.prune",
+    "recompile": "building.recompile",
     "report": "reporting.report",
     "run": "pipeline",
     "select": "selection",
@@ -67,6 +69,7 @@ __all__ = [
     "plan",
     "profile",
     "prune",
+    "recompile",
     "report",
     "run",
     "select",

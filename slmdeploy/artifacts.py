@@ -25,6 +25,8 @@ from slmdeploy.runtime.bundle import MANIFEST, read_manifest, sha256_file, verif
 from slmdeploy.version import __version__
 
 SCHEMA = 1
+_TOLD = ("plan", "inputs", "result")
+"""Keys of a manifest that an artifact is read by; a device needs none of them."""
 _RESUMING: ContextVar[bool] = ContextVar("resuming", default=False)
 
 
@@ -145,8 +147,11 @@ def open_artifact(path: Path, kind: str | None = None) -> Artifact:
     manifest = read_manifest(path)
     if kind is not None and manifest.kind != kind:
         raise InputError(f"{path} is a {manifest.kind}, but a {kind} is needed here")
+    missing = next((key for key in _TOLD if key not in manifest.raw), None)
+    if missing is not None:
+        raise CorruptArtifactError(f"{path / MANIFEST} has no {missing!r}, which every artifact has: make it again")
     verify_files(path, manifest)
-    return Artifact(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    return Artifact(path, dict(manifest.raw))
 
 
 def find(out: Path, key: str) -> Artifact | None:

@@ -50,6 +50,7 @@ for _command in (
     encoders.finetune,
     making.export,
     making.build,
+    making.recompile,
     measuring.profile,
     measuring.estimate,
     choosing.select,

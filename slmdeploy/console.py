@@ -173,14 +173,14 @@ def print_outcome(outcome: Outcome) -> None:
     """The end of a run: the table, the choice with its reasons, and the package with what its trial printed."""
     chosen = outcome.selection.chosen if outcome.selection else None
     out_console().print(measurement_table(outcome.rows, chosen))
-    print(
-        "baseline: the teacher in torch, fp32, eager; ×: ratio to it. Gates compare a build with its own fp32 graph.\n"
-    )
+    baseline = any(row["role"] == "baseline" for row in outcome.rows)
+    told = "baseline: the teacher in torch, fp32, eager; ×: ratio to it. " if baseline else ""
+    print(f"{told}Gates compare a build with its own fp32 graph.\n")
     if outcome.selection:
         print_selection(outcome.selection)
     if outcome.package and outcome.trial:
         print(f"\npackage: {outcome.package}\n  {outcome.trial['summary']}")
-        for label in ("generated", "best item"):
+        for label in ("generated", "best item", "embedded", "classified", "label"):
             if label in outcome.trial:
                 print(f"  {label}: {outcome.trial[label]!r}")
     if all(step.reused for step in outcome.steps):

@@ -15,7 +15,9 @@ from typing import Any
 
 from slmdeploy import corpus
 from slmdeploy.artifacts import Artifact, open_artifact, resumed
-from slmdeploy.checkpoint import resolve_checkpoint
+from slmdeploy.checkpoint import LABELS, resolve_checkpoint
+from slmdeploy.elsewhere import build_elsewhere, wanted
+from slmdeploy.encoder_pipeline import beside, compress_encoder
 from slmdeploy.errors import InputError
 from slmdeploy.profiling.hardware import detect, match_target
 from slmdeploy.profiling.profile import measured_rows
@@ -24,7 +26,9 @@ from slmdeploy.selection import Selection, select
 from slmdeploy.specs import (
     Budget,
     DistillStage,
+    EncoderRecipe,
     Profile,
+    Project,
     PrunePlan,
     Recipe,
     Target,
@@ -108,25 +112,30 @@ def run(
 
     # 1. Everything that can be refused is refused before any work.
     profiles = [load_profile(name) for name in spec.candidates.profiles]
-    if spec.prune and spec.prune.profile:
-        load_profile(spec.prune.profile)
     target = _target(spec)
-    teacher = resolve_checkpoint(model or _beside(recipe_path, spec.model.teacher))
-    data = _data(spec, recipe_path, folder, steps)
-    learnt = data if spec.data.mixture is None else recipe_path.parent / spec.data.mixture
-    data_inputs(learnt)
+    asked = wanted(spec.candidates, target)
+    teacher = resolve_checkpoint(model or beside(recipe_path, spec.model.teacher))
 
     # 2. Compression: the teacher becomes a smaller checkpoint.
-    student = _compress(spec, teacher, learnt, folder, steps, bar)
+    if isinstance(spec, EncoderRecipe):
+        student, data = compress_encoder(spec, recipe_path, teacher, folder, steps.do, bar)
+        compared = Compared()
+    else:
+        student, data = _compress(spec, recipe_path, teacher, folder, steps, bar)
+        compared = Compared(data, teacher)
 
     # 3. Graph and builds.
     graph = steps.do("export", lambda: _export(spec, student, folder / "graph", bar)).path
     builds = [steps.do(f"build {p.name}", partial(_build, graph, p, target, folder, data, bar)).path for p in profiles]
 
+    abroad = build_elsewhere(
+        asked, student, folder, tasks=spec.tasks, workloads=spec.workload, data=data, steps=steps, progress=bar
+    )
+
     # 4. Measurement and choice.
-    measured = steps.do("profile", lambda: _profile(builds, spec, folder / "measurement", data, teacher, bar))
+    measured = steps.do("profile", lambda: _profile(builds, spec, folder / "measurement", compared, bar))
     steps.outcome.rows = measured_rows(measured.path)
-    elsewhere = _estimate(builds, spec, folder, steps) + _imported(spec, recipe_path)
+    elsewhere = _estimate(builds, spec, folder, steps) + abroad + _imported(spec, recipe_path)
     _select_and_package(spec, [measured.path, *elsewhere], folder, data, steps)
 
     # 5. What people look at.
@@ -134,6 +143,14 @@ def run(
     _report(steps.outcome, steps)
     _write_summary(steps.outcome)
     return steps.outcome
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the speed and quality of builds are measured against: decoders have both, encoders neither."""
+
+    data: Path | None = None
+    baseline: Path | None = None
 
 
 class _Steps:
@@ -186,13 +203,7 @@ def _lasting(file: Path) -> str:
     return re.sub(r'"made": "[^"]*"', "", file.read_text(encoding="utf-8"))
 
 
-def _beside(recipe: Path, name: str) -> str:
-    """``name`` as a path beside the recipe where there is one, else unchanged: a Hugging Face id."""
-    folder = recipe.parent / name
-    return str(folder) if folder.exists() else name
-
-
-def _target(spec: Recipe) -> Target:
+def _target(spec: Project) -> Target:
     matched, why = match_target(detect(bench=False), list_targets())
     if spec.candidates.target == "auto":
         if matched is None:
@@ -217,13 +228,21 @@ def _data(spec: Recipe, recipe: Path, folder: Path, steps: _Steps) -> Path:
     return path
 
 
-def _compress(spec: Recipe, teacher: Path, data: Path, folder: Path, steps: _Steps, bar: Progress) -> Path:
-    student = _smaller(spec, teacher, data, folder, steps, bar)
+def _compress(
+    spec: Recipe, recipe: Path, teacher: Path, folder: Path, steps: _Steps, bar: Progress
+) -> tuple[Path, Path]:
+    """A decoder's checkpoint to export, and the data folder that builds are judged and measured on."""
+    if spec.prune and spec.prune.profile:
+        load_profile(spec.prune.profile)
+    data = _data(spec, recipe, folder, steps)
+    learnt = data if spec.data.mixture is None else recipe.parent / spec.data.mixture
+    data_inputs(learnt)
+    student = _smaller(spec, teacher, learnt, folder, steps, bar)
     for number, stage in enumerate(spec.distill, start=1):
         out = folder / f"distilled-{number}"
-        verb = partial(_distill, teacher, student, stage, data, spec.data.labels, out, bar)
+        verb = partial(_distill, teacher, student, stage, learnt, spec.data.labels, out, bar)
         student = steps.do(f"distill {number}", verb).path
-    return student
+    return student, data
 
 
 def _smaller(spec: Recipe, teacher: Path, data: Path, folder: Path, steps: _Steps, bar: Progress) -> Path:
@@ -265,10 +284,11 @@ def _distill(
     return distill(teacher, student, out=out, data=data, stage=stage, labels=labels, progress=bar)
 
 
-def _export(spec: Recipe, student: Path, out: Path, bar: Progress) -> Artifact:
+def _export(spec: Recipe | EncoderRecipe, student: Path, out: Path, bar: Progress) -> Artifact:
     from slmdeploy.exporting.export import export
 
-    return export(student, out=out, tasks=spec.tasks, labels=spec.data.labels, progress=bar)
+    labels = spec.data.labels if isinstance(spec, Recipe) else LABELS
+    return export(student, out=out, tasks=spec.tasks, labels=labels, progress=bar)
 
 
 def _build(graph: Path, profile: Profile, target: Target, folder: Path, data: Path, bar: Progress) -> Artifact:
@@ -277,7 +297,7 @@ def _build(graph: Path, profile: Profile, target: Target, folder: Path, data: Pa
     return build(graph, profile=profile, target=target, out=folder / "builds" / profile.name, data=data, progress=bar)
 
 
-def _profile(builds: list[Path], spec: Recipe, out: Path, data: Path, teacher: Path, bar: Progress) -> Artifact:
+def _profile(builds: list[Path], spec: Project, out: Path, compared: Compared, bar: Progress) -> Artifact:
     from slmdeploy.profiling.profile import profile
 
     budget = spec.parsed_budget()
@@ -287,15 +307,15 @@ def _profile(builds: list[Path], spec: Recipe, out: Path, data: Path, teacher: P
         builds,
         workloads=spec.workload,
         out=out,
-        data=data,
-        baseline=teacher,
+        data=compared.data,
+        baseline=compared.baseline,
         watch=watch,
         search=search,
         progress=bar,
     )
 
 
-def _estimate(builds: list[Path], spec: Recipe, folder: Path, steps: _Steps) -> list[Path]:
+def _estimate(builds: list[Path], spec: Project, folder: Path, steps: _Steps) -> list[Path]:
     """The builds on the targets that are not here, a file each."""
     from slmdeploy.profiling.estimate import estimate
 
@@ -311,11 +331,11 @@ def _estimate(builds: list[Path], spec: Recipe, folder: Path, steps: _Steps) -> 
     return [one(load_target(name)) for name in spec.candidates.estimate]
 
 
-def _imported(spec: Recipe, recipe: Path) -> list[Path]:
+def _imported(spec: Project, recipe: Path) -> list[Path]:
     return [recipe.parent / name for name in spec.candidates.measurements]
 
 
-def _select_and_package(spec: Recipe, measurements: list[Path], folder: Path, data: Path, steps: _Steps) -> None:
+def _select_and_package(spec: Project, measurements: list[Path], folder: Path, data: Path, steps: _Steps) -> None:
     from slmdeploy.packaging.trial import try_package
 
     budget = spec.parsed_budget()
@@ -325,7 +345,7 @@ def _select_and_package(spec: Recipe, measurements: list[Path], folder: Path, da
         return
     build = folder / "builds" / str(steps.outcome.selection.chosen)
     if not build.is_dir():
-        steps.say(f"{'package':<22} none: {steps.outcome.selection.chosen} was measured elsewhere and is not here")
+        steps.say(f"{'package':<22} none: {steps.outcome.selection.chosen} was not measured here, so nothing was tried")
         return
     made = steps.do("package", lambda: _package(spec, build, folder / "measurement", folder / "package"))
     steps.outcome.package = made.path
@@ -334,7 +354,7 @@ def _select_and_package(spec: Recipe, measurements: list[Path], folder: Path, da
     steps.say(f"{'trial':<22} {steps.outcome.trial['summary']}")
 
 
-def _package(spec: Recipe, build: Path, measurement: Path, out: Path) -> Artifact:
+def _package(spec: Project, build: Path, measurement: Path, out: Path) -> Artifact:
     from slmdeploy.packaging.package import package
 
     plan = spec.package

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, no telemetry, one thread per pool, and a refusal where a test tries anyway.
+"""What holds for every test: no network, no telemetry, one thread per pool, the same generated examples each time.
 
 The environment is set at import, before any test imports torch or a Hugging Face library, and child processes inherit
 it. Knows nothing of slmdeploy: models and graphs that tests need are built in the tests.
@@ -9,6 +9,7 @@ import socket
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -19,6 +20,11 @@ os.environ.update(
 )
 # Models of the tests are so small that a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A busy machine may stand still for longer than hypothesis allows an example, and says nothing of the code then.
+_patient = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", _patient, derandomize=True, max_examples=50)
+settings.register_profile("many", _patient, max_examples=2000)  # pytest --hypothesis-profile=many: others each time
+settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)

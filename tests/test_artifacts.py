@@ -66,6 +66,14 @@ def test_damage_is_found_on_opening(tmp_path: Path, damage: str) -> None:
         artifacts.open_artifact(tmp_path / "out")
 
 
+@pytest.mark.parametrize("key", ["plan", "inputs", "result"])
+def test_a_manifest_that_lacks_what_every_artifact_says_is_damage(tmp_path: Path, key: str) -> None:
+    file = make(tmp_path / "out").path / "manifest.json"
+    file.write_text(json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != key}))
+    with pytest.raises(CorruptArtifactError, match=f"has no '{key}', which every artifact has"):
+        artifacts.open_artifact(tmp_path / "out")
+
+
 def test_another_kind_or_nothing_is_bad_input(tmp_path: Path) -> None:
     make(tmp_path / "out")
     with pytest.raises(InputError, match="is a data, but a graph is needed"):

@@ -10,6 +10,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ HOUSE = (
     ("cli", "__main__"),
     ("commands",),
     ("console", "console_evaluation", "console_report", "console_selection"),
-    ("pipeline", "__init__"),
+    ("pipeline", "elsewhere", "encoder_pipeline", "__init__"),
     ("verification", "latency"),
     ("exporting", "compress"),
     ("profiling", "evaluation"),
@@ -104,6 +105,7 @@ OWN_EXTRAS = {
 """Rooms that may use extras which no other place may."""
 
 
+@cache
 def declared() -> tuple[set[str], set[str], dict[str, set[str]]]:
     """Import names of base dependencies, of what building and of what each room alone may use, as in pyproject.toml."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]

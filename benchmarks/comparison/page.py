@@ -76,7 +76,7 @@ def page(scale: Scale, lines: dict[str, Line], headline: Line | None) -> str:
         parts.append(said)
     parts += [
         "## Rounding of weights",
-        "INT8 and INT4, rounded to the nearest, by GPTQ and by QuantEase, smoothed and rotated, with and without "
+        "INT8, INT4 and FP8, rounded to the nearest, by GPTQ and by QuantEase, smoothed and rotated, with and without "
         "outliers: [quantisation.md](quantisation.md#outliers).",
     ]
     return "\n\n".join(parts) + "\n"

@@ -14,13 +14,13 @@ from slmdeploy.profiling import load
 from slmdeploy.profiling.arrivals import poisson
 from slmdeploy.profiling.live_client import LiveClient
 from slmdeploy.profiling.live_http import Server, answer
-from slmdeploy.profiling.summary import Turn, turn_of
+from slmdeploy.profiling.summary import RAMP, Turn, turn_of
 from slmdeploy.specs import Workload
 
-LEAST_REQUESTS = 40
-"""Of a cell; of five rounds enough for a 99th percentile."""
-_OVERLOAD = 3.0
-"""A cell ends after so many times the span of its arrivals."""
+_OVERLOAD = 1.5
+_SLACK_S = 3.0
+"""A cell ends so long after so many times the span of its arrivals."""
+_FOR_A_P99 = 100
 _ITEMS_TOGETHER = 8
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 Request = dict[str, Any]
@@ -66,17 +66,24 @@ def send(server: Server, pool: ThreadPoolExecutor, request: Request, left_s: flo
     return {}
 
 
-def run_cell(row: ServerRow, server: Server, workload: Workload, vocab_size: int, round_: int, seconds: float) -> Cell:
-    """Load a server for about so many seconds; the same round gives every server the same requests and times."""
+def least_requests(rounds: int) -> int:
+    """Requests of a cell of which so many rounds, without the beginning of each, are enough for a 99th percentile."""
+    count = -(-_FOR_A_P99 // rounds)
+    while rounds * (count - int(RAMP * count)) < _FOR_A_P99:
+        count += 1
+    return count
+
+
+def run_cell(row: ServerRow, server: Server, workload: Workload, vocab_size: int, round_: int, count: int) -> Cell:
+    """Send a server so many requests; the same round gives every server the same requests and times."""
     assert workload.rate_per_s is not None, "cells are of scenario server"
-    count = max(LEAST_REQUESTS, int(seconds * workload.rate_per_s))
     requests = load.requests(workload, count, vocab_size=vocab_size, seed=(round_, 0))
     arrivals = poisson(workload.rate_per_s, count, [round_, count])
     with ThreadPoolExecutor(_ITEMS_TOGETHER) as pool:
         client = LiveClient(
             lambda request, left_s: send(server, pool, request, left_s), lambda request: made(row, request)
         )
-        limit_s = _OVERLOAD * arrivals[-1]
+        limit_s = _OVERLOAD * arrivals[-1] + _SLACK_S
         fields = {"requests": requests, "arrivals": arrivals, "concurrency": 1, "batch": 1, "limit_s": limit_s}
         records = client.ask("drive", **fields)["records"]
     turn = turn_of(workload, requests, records)

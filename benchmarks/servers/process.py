@@ -3,6 +3,7 @@
 Knows a server as a row of catalogue.py and where things are from benchmarks/peers.
 """
 
+import json
 import os
 import signal
 import socket
@@ -36,6 +37,14 @@ def prepared(row: ServerRow, shape: Shape, places: Places) -> tuple[Path, Path]:
                 raise NotRun(f"{row.name}: its server's packages cannot be installed")
             stamp.touch()
     return python, folder
+
+
+def versions(python: Path, distributions: tuple[str, ...]) -> dict[str, str]:
+    """Versions of what an interpreter has installed."""
+    code = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+    done = subprocess.run([str(python), "-c", code, *distributions], capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
 @contextmanager

@@ -190,6 +190,7 @@ def _compile_form(
     bench = _Bench(reference.graph, profile, reference.comparison, plan, progress, ranges)
     reference.release()  # what follows opens graphs of the same size
     calibrated = _round(bench, source, reference) or static
+    reference.release()  # of what rounding has left
     _settle_tables(bench)
     model = bench.write(folder, bench.plan)
     quality = bench.comparison.quality(model)

@@ -88,6 +88,10 @@ class Moments:
                 self._held[name] += rows.T @ rows
         return self._held[value]
 
+    def forget(self) -> None:
+        """Let go of those that are held."""
+        self._held = {}
+
     def _group(self, first: str) -> list[str]:
         names = list(self._widths)
         group: list[str] = []

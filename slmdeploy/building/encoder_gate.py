@@ -125,15 +125,17 @@ def judge(quality: Quality, limits: Gate) -> dict[str, dict[str, Any]]:
     return gates
 
 
-def parity_gate(encoder: Encodes, config: EncoderConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def parity_gate(
+    encoder: Encodes, config: EncoderConfig, limit: float = SELF_LIMIT
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Each output of a padded batch against its rows alone: the rungs, and the gate on the worst of them."""
     rows, rungs = _unequal_rows(config), []
     for name in _outputs(config):
         alone = [encoder.rows([row], name)[0] for row in rows]
         largest, share = _distance(alone, encoder.rows(rows, name))
-        rungs.append(Rung(f"padded batch: {name}", largest, share, SELF_LIMIT, share <= SELF_LIMIT))
+        rungs.append(Rung(f"padded batch: {name}", largest, share, limit, share <= limit))
     worst = max(rung.difference for rung in rungs)
-    gate = {"passed": all(rung.passed for rung in rungs), "value": finite(worst), "limit": SELF_LIMIT}
+    gate = {"passed": all(rung.passed for rung in rungs), "value": finite(worst), "limit": limit}
     return [rung.as_dict() for rung in rungs], gate
 
 

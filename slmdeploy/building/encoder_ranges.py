@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from slmdeploy.building.calibration import best_range
+from slmdeploy.building.calibration import Counts, best_range
 from slmdeploy.building.encoder_parts import linears
 from slmdeploy.building.onnxruntime import MODEL, write_models
 from slmdeploy.building.static_w8a8 import Range
@@ -23,9 +23,14 @@ _LARGEST = np.float32(np.finfo(np.float16).max)
 
 
 def ranges_of(model: ir.Model, config: EncoderConfig, rows: Sequence[Row]) -> dict[str, Range]:
-    """The range of each value that linear layers of ``model`` read, by the value's name; uses the model up.
+    """The range of each value that linear layers of ``model`` read, by the value's name; uses the model up."""
+    return {name: best_range(found) for name, found in counts_of(model, config, rows).items()}
 
-    Each row runs alone, so nothing that stands at padding is counted.
+
+def counts_of(model: ir.Model, config: EncoderConfig, rows: Sequence[Row]) -> dict[str, Counts]:
+    """How often each float16 number, by its bits, stands in each value that linear layers read: int64 [65536] by name.
+
+    Each row runs alone, so nothing that stands at padding is counted. Uses the model up.
     """
     sources = {node.inputs[0] for node in linears(model).values()}
     read = {value.name: value for value in sources if value is not None and value.name}
@@ -40,4 +45,4 @@ def ranges_of(model: ir.Model, config: EncoderConfig, rows: Sequence[Row]) -> di
             for name, output in zip(read, session.run(list(read), feeds), strict=True):
                 halves = np.clip(output, -_LARGEST, _LARGEST).astype(np.float16)
                 counts[name] += np.bincount(halves.view(np.uint16).ravel(), minlength=1 << 16)
-    return {name: best_range(found) for name, found in counts.items()}
+    return counts

@@ -18,13 +18,13 @@ from slmdeploy.building.rewriting import weight_array
 
 Floats = npt.NDArray[np.float32]
 _NORMS = {
-    "SimplifiedLayerNormalization": 1,
-    "RMSNormalization": 1,
-    "LayerNormalization": 1,
-    "SkipSimplifiedLayerNormalization": 2,
-    "SkipLayerNormalization": 2,
+    "SimplifiedLayerNormalization": slice(1, 2),
+    "RMSNormalization": slice(1, 2),
+    "LayerNormalization": slice(1, 3),
+    "SkipSimplifiedLayerNormalization": slice(2, 3),
+    "SkipLayerNormalization": slice(2, 4),
 }
-"""Operators that end in a gain per channel, and which input that is; a bias stands behind it."""
+"""Operators that end in a gain per channel, perhaps with a bias behind it, and which inputs those are."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _norm(value: ir.Value, readers: tuple[ir.Node, ...]) -> Place | None:
     if node is None or node.outputs[0] is not value:
         return None
     at = _NORMS.get(node.op_type)
-    vectors = node.inputs if node.op_type == "Mul" else node.inputs[at : at + 2] if at is not None else ()
+    vectors = node.inputs if node.op_type == "Mul" else node.inputs[at] if at is not None else ()
     makers = tuple(_whole(vector) for vector in vectors if vector is not None and _own(vector, axes=1))
     expected = len([vector for vector in vectors if vector is not None]) if at is not None else 1
     if len(makers) != expected or not makers:
@@ -200,6 +200,8 @@ def _columns(value: ir.Value) -> tuple[Columns, ...]:
         return _linear_columns(value, 0, None)
     whole, sizes = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
     if whole is None or sizes is None or sizes.const_value is None or not _read_once(whole):
+        return ()
+    if node.attributes.get_int("axis", 0) != -1:
         return ()
     ends = np.cumsum(sizes.const_value.numpy())
     index = node.outputs.index(value)

@@ -1,15 +1,16 @@
-"""Building for the engine tensorrt: a portable decoder becomes a graph for a compiler, judged by its numbers.
+"""Building for the engine tensorrt: a portable graph becomes one for a compiler, judged by its numbers.
 
     smooth -> count what the linear layers read -> scales -> try the head by itself -> quantise, make float16 of the
     rest, check the contract, write -> where quality fails, leave the most sensitive layers unquantised -> compile
 
 The result says under ``verification`` what was done and what was not, and has no speed. ONNX Runtime computes the graph
-on the CPU as it is written; a compiler that fuses sums in another order rounds a little differently. Knows the order of
-things; numbers are fp8.py's and half.py's, the rules of a valid graph contract.py's, limits gate.py's, and compiling is
-tensorrt.py's.
+on the CPU as it is written; a compiler that fuses sums in another order rounds a little differently. Encoders have the
+same steps in fp8_encoder.py. Knows the order of things; numbers are fp8.py's and half.py's, the rules of a valid graph
+contract.py's, limits gate.py's, and compiling is tensorrt.py's.
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,24 +24,39 @@ from slmdeploy.building.calibration import inputs_of
 from slmdeploy.building.contract import require_valid
 from slmdeploy.building.fp8 import activation_scale, fp8_product, half_scale, quantize_linears, too_narrow
 from slmdeploy.building.fp8_attention import attention_inputs, quantize_attention
+from slmdeploy.building.fp8_encoder import FP8, KEPT, build_fp8_encoder
 from slmdeploy.building.gate import Quality, judge, overspent, parity_gate
 from slmdeploy.building.half import to_half
-from slmdeploy.building.onnxruntime import MODEL, copy_companions, open_build, read_model, write_models, write_runtime
+from slmdeploy.building.onnxruntime import (
+    MODEL,
+    SCORE,
+    copy_companions,
+    keep_only_scoring,
+    open_build,
+    read_model,
+    write_models,
+    write_runtime,
+)
+from slmdeploy.building.ort_providers import check_for_provider, mark_for_provider
 from slmdeploy.building.quantize import EMBEDDING, HEAD, parts
 from slmdeploy.building.reference import Reference
 from slmdeploy.building.smooth import smooth
-from slmdeploy.building.tensorrt import Compiled, compile_graph, missing
+from slmdeploy.building.tensorrt import Compiled, compile_graph
+from slmdeploy.building.tensorrt_checks import (
+    capabilities_for,
+    check_graph,
+    check_target,
+    through_provider,
+    why_not_compiled,
+)
 from slmdeploy.errors import InputError
 from slmdeploy.progress import Progress
 from slmdeploy.runtime.bundle import FOR_OTHERS, read_runtime
-from slmdeploy.runtime.cuda_device import find_gpu
 from slmdeploy.runtime.encoder_config import is_encoder
 from slmdeploy.runtime.model import Model
-from slmdeploy.runtime.tensorrt_api import PRODUCTS, capability, load
+from slmdeploy.runtime.tensorrt_api import PRODUCTS
 from slmdeploy.specs import Profile, Target, Workload
 
-FP8, KEPT = "fp8", "as exported"
-_LEAST_COMPUTE_CAPABILITY = (8, 9)
 _LEFT_SHARE = 0.25
 """Share of the linear layers that may be left as they were before a build counts as failed."""
 _SCREENING_TOKENS = 1024
@@ -65,12 +81,19 @@ def build_for_tensorrt(
     Raises InputError for a graph or a target that the profile is not for, where its compiler could be installed and is
     not, and where that refuses the graph; GateError when the result breaks the contract.
     """
-    _check_target(profile, target)
-    uncompiled = _why_not_compiled(profile, target)
-    _check_graph(graph, profile)
-    with tempfile.TemporaryDirectory(prefix="slmdeploy-smooth-") as place:
-        reference = _smoothed(Reference(graph, data), Path(place), profile)
-        result = _build(reference, folder, profile, progress)
+    check_target(profile, target)
+    uncompiled = why_not_compiled(profile, target)
+    check_graph(graph, profile)
+    if through_provider(profile):
+        check_for_provider(graph)
+    if is_encoder(graph):
+        result = build_fp8_encoder(graph, folder, profile, data, (_SELF_LIMIT, _HALF_LIMIT), progress)
+    else:
+        with tempfile.TemporaryDirectory(prefix="slmdeploy-smooth-") as place:
+            reference = _smoothed(Reference(graph, data), Path(place), profile)
+            result = _build(reference, folder, profile, progress)
+        if read_runtime(folder).tasks == ("score",):
+            keep_only_scoring(folder)
     return result | _compiled(result, folder, profile, target, workload, uncompiled, progress)
 
 
@@ -84,11 +107,13 @@ def _compiled(
     progress: Progress,
 ) -> dict[str, Any]:
     """What is added to a result by compiling the graph in ``folder``, or by ``uncompiled``, why it is not."""
+    if profile.compiler is not None and through_provider(profile):
+        uncompiled = mark_for_provider(folder, profile.compiler, workload)
     if uncompiled is not None:
         return {"compiled": None, "verification": _verification(result, profile, uncompiled)}
     assert profile.compiler is not None
     progress.start(f"compile with {PRODUCTS[profile.compiler.module].title}", None, "plans")
-    compiled = compile_graph(folder, profile.compiler, _capabilities(profile, target), workload)
+    compiled = compile_graph(folder, profile.compiler, capabilities_for(profile, target), workload)
     progress.finish()
     return {"compiled": compiled.recorded(), "verification": _verification(result, profile, compiled)}
 
@@ -138,54 +163,6 @@ def _smoothed(reference: Reference, place: Path, profile: Profile) -> Reference:
     return reference.of(place)
 
 
-def _why_not_compiled(profile: Profile, target: Target | None) -> str | None:
-    """Why this machine leaves the graph uncompiled; None where it compiles it.
-
-    Asked before the first trial, so that what the compiler cannot do is refused before the work.
-    """
-    if profile.compiler is None:
-        return "the profile names no compiler"
-    if reason := missing(profile.compiler):
-        return reason
-    product = PRODUCTS[profile.compiler.module]
-    for name in _capabilities(profile, target):
-        capability(load(product.module), product, name)
-    if product.ahead_of_time or find_gpu():
-        return None
-    return f"{product.title} compiles for the GPU at hand, and there is none here"
-
-
-def _capabilities(profile: Profile, target: Target | None) -> tuple[str, ...]:
-    """What is compiled for, ahead of time; none for the GPU at hand."""
-    assert profile.compiler is not None
-    product = PRODUCTS[profile.compiler.module]
-    if not product.ahead_of_time:
-        return ()
-    if target is None or target.compute_capability is None:
-        raise InputError(f"profile {profile.name!r} compiles ahead of time: name what for with --target")
-    return (target.compute_capability,)
-
-
-def _check_target(profile: Profile, target: Target | None) -> None:
-    if profile.compiler and PRODUCTS[profile.compiler.module].ahead_of_time:
-        _capabilities(profile, target)
-    found = target.compute_capability if target and profile.weights.scheme == FP8 else None
-    if found is not None and tuple(map(int, found.split("."))) < _LEAST_COMPUTE_CAPABILITY:
-        raise InputError(
-            f"profile {profile.name!r} needs compute capability 8.9 for FP8, and target {target and target.name!r} has "
-            f"{found}: choose another profile or target"
-        )
-
-
-def _check_graph(graph: Path, profile: Profile) -> None:
-    what = "an encoder's" if is_encoder(graph) else f"of the {read_runtime(graph).interface} interface"
-    if what not in ("of the standard interface", "of the static interface"):
-        raise InputError(
-            f"{graph} is {what}, and profile {profile.name!r} builds from decoders in standard operators: "
-            "export it with --dialect portable --task generate"
-        )
-
-
 def _verification(result: dict[str, Any], profile: Profile, compiled: Compiled | str) -> dict[str, str]:
     """How far the build was proved: each rung of the ladder in docs/tensorrt.md with how, or that it was not.
 
@@ -220,6 +197,9 @@ class _Bench:
         self.layers = [name for name in linears if name not in narrow]
         for name in narrow:
             self._note(name, None, "a side is under 16, which FP8 products do not take")
+        if HEAD in self.layers and read_runtime(self.reference.graph).tasks == ("score",):
+            self.layers.remove(HEAD)
+            self._note(HEAD, None, "of a scorer's head the label rows are left, fewer than FP8 products take")
 
     @cached_property
     def scales(self) -> dict[str, np.float32]:
@@ -231,17 +211,12 @@ class _Bench:
     def write(self, folder: Path, names: list[str]) -> Model:
         """The graph with these layers in FP8 in ``folder``, checked and opened."""
         graph, half = self.reference.graph, self.profile.compute == "fp16"
-        model = read_model(graph)
-        if names:
-            nodes, settled = _linears(model), half_scale if half else None
-            layers = {name: nodes[name] for name in names}
-            quantize_linears(model.graph, layers, self.scales, self.profile.fp8, settled)
-            if self.profile.fp8.attention:
-                quantize_attention(model.graph, self.scales, settled)
-        if half:
-            to_half(model)
-        if names:
-            require_valid(model)
+        scales = self.scales if names else {}
+        models = {MODEL: self._changed(read_model(graph), names, scales)}
+        if (graph / SCORE).is_file():
+            scoring = ir.load(graph / SCORE)
+            known = scales | _same_scales(scoring, read_model(graph), scales)
+            models[SCORE] = self._changed(scoring, [name for name in names if name != HEAD], known)
         copy_companions(graph, folder)
         for name in FOR_OTHERS:
             (folder / name).unlink(missing_ok=True)
@@ -249,8 +224,23 @@ class _Bench:
         precision = self.profile.weights.scheme if names else self.profile.compute
         cache = "float16" if half else "float32"
         write_runtime(graph, folder, precision=precision, session=session, numerics_only=True, cache=cache)
-        write_models({MODEL: model}, folder)
+        write_models(models, folder)
         return open_build(folder, self.profile)
+
+    def _changed(self, model: ir.Model, names: list[str], scales: Mapping[str, np.float32]) -> ir.Model:
+        """``model`` with these layers in FP8 and the rest in what the profile computes in, checked."""
+        half = self.profile.compute == "fp16"
+        if names:
+            nodes, settled = _linears(model), half_scale if half else None
+            layers = {name: nodes[name] for name in names}
+            quantize_linears(model.graph, layers, scales, self.profile.fp8, settled)
+            if self.profile.fp8.attention:
+                quantize_attention(model.graph, scales, settled)
+        if half:
+            to_half(model)
+        if names:
+            require_valid(model)
+        return model
 
     def alone(self, name: str, tokens: int | None = None) -> Quality:
         """Quality when only this layer is FP8."""
@@ -269,6 +259,16 @@ class _Bench:
 
     def _note(self, name: str, kl: float | None, reason: str) -> None:
         self.kept.append({"part": name, "wanted": FP8, "form": KEPT, "kl_alone": kl, "reason": reason})
+
+
+def _same_scales(scoring: ir.Model, generating: ir.Model, scales: Mapping[str, np.float32]) -> dict[str, np.float32]:
+    """The scales of what the layers of a scoring graph read: those of the same layers, some read chosen rows of it."""
+    named = {name: node.inputs[0].name for name, node in _linears(generating).items() if node.inputs[0] is not None}
+    return {
+        str(node.inputs[0].name): scales[str(named[name])]
+        for name, node in _linears(scoring).items()
+        if node.inputs[0] is not None and named[name] in scales
+    }
 
 
 def _linears(model: ir.Model) -> dict[str, ir.Node]:

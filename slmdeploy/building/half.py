@@ -1,10 +1,11 @@
 """A float32 graph of the portable dialect as one that computes in float16: what strongly typed compilers take.
 
 Weights, activations, attention and the KV cache become float16. What float16 cannot hold stays float32 between casts:
-the angles of rotations (positions times frequencies), and the mean of squares of a normalisation that is written out;
-the single operators for normalisation compute in float32 inside, by their attribute stash_type. Logits leave in
-float32. Scales of FP8 become float16 like what they scale, so fp8.py rounds them beforehand. Knows nothing of quality:
-a model whose activations leave float16's range shows it in the gate.
+the angles of rotations (positions times frequencies), the mean of squares of a normalisation that is written out, and
+an encoder's pooling, sums over tokens and what follows them; the single operators for normalisation compute in float32
+inside, by their attribute stash_type. Logits leave in float32, and inputs other than the cache come in it. Scales of
+FP8 become float16 like what they scale, so fp8.py rounds them beforehand. Knows nothing of quality: a model whose
+activations leave float16's range shows it in the gate.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _ANGLES = ("Cos", "Sin")
 _NORM_STEPS = ("Add", "Sqrt", "Div", "Mul")
 """What follows the mean of squares of a written-out RMS normalisation, in this order."""
+_SUMS = ("ReduceSum", "ReduceL2")
 CACHE = ("past_key_values.", "present.")
 """How the inputs and outputs that hold keys and values begin; all other outputs stay float32."""
 _LARGEST = np.float32(np.finfo(np.float16).max)
@@ -30,7 +32,7 @@ def to_half(model: ir.Model) -> None:
     ShapeInferencePass()(model)
     exact = {id(node) for node in _exact(graph)}
     for given in graph.inputs:
-        if _is_float(given):
+        if _is_float(given) and (given.name or "").startswith(CACHE):
             given.type = ir.TensorType(_HALF)
     made = _Casts(graph)
     for node in list(graph):
@@ -62,6 +64,8 @@ def _exact(graph: ir.Graph) -> Iterator[ir.Node]:
             yield from _with_ancestors(node)
         elif node.op_type == "ReduceMean":
             yield from _norm_around(node)
+        elif node.op_type in _SUMS:
+            yield from _with_followers(node)
         elif _makes_floats(node):
             yield node
 
@@ -72,6 +76,14 @@ def _with_ancestors(node: ir.Node) -> Iterator[ir.Node]:
         producer = value.producer() if value is not None else None
         if producer is not None and any(_is_float(output) for output in producer.outputs):
             yield from _with_ancestors(producer)
+
+
+def _with_followers(node: ir.Node) -> Iterator[ir.Node]:
+    yield node
+    for value in node.outputs:
+        if _is_float(value):
+            for user in {user for user, _ in value.uses()}:
+                yield from _with_followers(user)
 
 
 def _norm_around(mean: ir.Node) -> Iterator[ir.Node]:

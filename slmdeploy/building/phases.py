@@ -75,6 +75,7 @@ def compile_phases(
             form: compile_form(reference, place, of_one_form(profile, form), lambda *_: {})
             for form, place in places.items()
         }
+        reference.release()  # whole and apart, all graphs of the build are open at once below
         results = {phase: compiled[form] for phase, form in forms.items()}
         apart = {phase: places[form] for phase, form in forms.items()}
         _put_together(reference, folder, profile, forms, apart)

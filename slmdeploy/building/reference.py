@@ -31,7 +31,7 @@ class Reference:
         self.release()
         other = copy(self)
         other.graph = graph
-        for name in ("ranges", "counts", "rounding"):
+        for name in ("ranges", "rounding", "_moments"):
             vars(other).pop(name, None)
         vars(other).update(shared)
         return other
@@ -42,8 +42,10 @@ class Reference:
         return open_folder(self.graph)
 
     def release(self) -> None:
-        """Let go of the open graph, which takes as much memory as the model has; who asks for it opens it again."""
+        """Let go of the open graph and of second moments, gigabytes each; who asks for them has them made again."""
         vars(self).pop("model", None)
+        if "_moments" in vars(self):
+            self._moments.forget()
 
     @cached_property
     def _sequences(self) -> tuple[list[list[int]], str]:
@@ -66,9 +68,13 @@ class Reference:
     @cached_property
     def rounding(self) -> Rounding:
         """Rounds linear layers by what they read on the text to calibrate on."""
-        sequences = self._calibration[0]
-        self.release()  # the moments come from a session of their own
-        return Rounding(Moments(self.graph, sequences), self._method)
+        moments = self._moments
+        self.release()  # they come from a session of their own
+        return Rounding(moments, self._method)
+
+    @cached_property
+    def _moments(self) -> Moments:
+        return Moments(self.graph, self._calibration[0])
 
     @property
     def calibration_text(self) -> list[list[int]]:

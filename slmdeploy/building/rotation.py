@@ -125,7 +125,8 @@ class _Walk:
         for node in graph:
             if any(value in self._stream or value in self._normed for value in node.inputs):
                 self._visit(node)
-                if any(value in self._stream and value.is_graph_output() for value in node.outputs):
+                turned = (value for value in node.outputs if value in self._stream or value in self._normed)
+                if any(value.is_graph_output() for value in turned):
                     raise self._refused(node)
 
     def fold_gains(self) -> None:
@@ -150,7 +151,7 @@ class _Walk:
         elif source in self._normed and is_linear(node):
             self._normed[source].append(node)
             self.reads.append(node)
-        elif source is not None and self._chooses_rows(node):
+        elif source is not None and (source in self._stream or source in self._normed) and self._chooses_rows(node):
             self._pass_on(source, node.outputs[0])
         elif kind == "Add":
             self._join(node, node.inputs[:2])

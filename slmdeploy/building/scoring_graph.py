@@ -36,7 +36,9 @@ def packed_variant(model: ir.Model, label_rows: NDArray[np.float32]) -> ir.Model
     attentions = [node for node in graph if node.op_type == _ATTENTION]
     hidden = next((value for node in graph for value in node.outputs if value.name == HIDDEN), None)
     if not attentions or hidden is None:
-        raise InputError(f"the graph has no {_ATTENTION} node or no value {HIDDEN}: only slmdeploy's own can be packed")
+        raise InputError(
+            f"the graph has no {_ATTENTION} node or no value {HIDDEN}: only graphs of --dialect ort can be packed"
+        )
     blocks = BlockAttention(graph)
     for node in attentions:
         blocks.replace(node)

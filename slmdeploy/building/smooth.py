@@ -25,6 +25,7 @@ Product = Callable[[Floats, Floats], Floats]
 """What an engine makes of rows [n, K] times a weight [K, N]."""
 ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)
 _LEAST = 1e-5
+_TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _error(place: Place, inputs: Inputs, factors: Floats, product: Product) -> f
 
 def w8a8_product(rows: Floats, weight: Floats) -> Floats:
     """Rows with a scale each times a weight with a scale per column, both of 8 bits: w8a8.py's form."""
-    steps = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127, _LEAST)
+    steps = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127, _TINY)
     values, scales = quantize_columns(weight)
     return np.asarray((np.rint(rows / steps) * steps) @ (values * scales), np.float32)
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from slmdeploy.building.onnxruntime import MODEL
-from slmdeploy.building.tensorrt_shapes import fix_capacity, phases_of, taken_by
+from slmdeploy.building.onnxruntime import MODEL, SCORE
+from slmdeploy.building.tensorrt_shapes import encoder_phases, fix_capacity, phases_of, score_phases, taken_by
 from slmdeploy.errors import InputError, ResourceError
 from slmdeploy.runtime.bundle import read_runtime, sha256_file
+from slmdeploy.runtime.encoder_config import is_encoder, read_encoder
 from slmdeploy.runtime.tensorrt_api import PRODUCTS, load
 from slmdeploy.runtime.tensorrt_plan import PLAN, RECIPE, Phase, Recipe
 from slmdeploy.specs import Compiler, Workload
@@ -33,7 +34,8 @@ _COMPILED = ".compiled.onnx"
 _FUSED = re.compile(r"mha|attention", re.IGNORECASE)
 """How the compiler names kernels that compute a whole attention."""
 _NO_MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|cannot allocate|bad_alloc", re.IGNORECASE)
-_PRODUCT = "gemm"
+_PRODUCT, _FUSED_KIND, _FUSED_PRODUCT = "gemm", "runtime_fusion", re.compile(r"Fc(?=_|[A-Z])")
+"""How it calls products: a kind of their own, or fused with what is around them, by the name."""
 _FLOATS = {"FP8": "fp8", "Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
 
 
@@ -65,23 +67,32 @@ class Compiled:
         """Matrix products by the type of their operands, of all phases together."""
         if self.layers is None:
             return None
-        types = [_operand_type(layer["operands"]) for layer in self.layers if layer["type"] == _PRODUCT]
+        types = [_operand_type(layer["operands"]) for layer in self.layers if _is_product(layer)]
         return {name: types.count(name) for name in sorted(set(types))}
 
     @property
     def fused_attentions(self) -> int | None:
         """Kernels that compute a whole attention, of all phases together."""
-        return None if self.layers is None else sum(bool(_FUSED.search(layer["name"])) for layer in self.layers)
+        if self.layers is None:
+            return None
+        # A product keeps its module's name, and that may be attention.output.
+        return sum(bool(_FUSED.search(layer["name"])) and not _is_product(layer) for layer in self.layers)
 
     def sentence(self) -> str:
         """How far that proves the graph."""
         where = "ahead of time, without a GPU" if self.recipe.driver is None else "on this GPU"
-        held = "" if self.layers is None else f": {self._counts()} in {len(self.recipe.phases)} phases"
+        count = len(self.recipe.phases)
+        held = "" if self.layers is None else f": {self._counts()} in {count} phase{'s' if count > 1 else ''}"
         return f"{self.recipe.title}, {where}, for {' and '.join(self.recipe.compute_capabilities)}{held}"
 
     def _counts(self) -> str:
         products = [f"{count} {name} products" for name, count in (self.products or {}).items()]
         return ", ".join([*products, f"{self.fused_attentions} fused attentions"])
+
+
+def _is_product(layer: dict[str, Any]) -> bool:
+    fused = layer["type"] == _FUSED_KIND and _FUSED_PRODUCT.search(layer["name"])
+    return layer["type"] == _PRODUCT or bool(fused)
 
 
 def _operand_type(operands: list[str]) -> str:
@@ -107,17 +118,17 @@ def missing(compiler: Compiler) -> str | None:
 def compile_graph(
     folder: Path, compiler: Compiler, capabilities: tuple[str, ...], workload: Workload | None = None
 ) -> Compiled:
-    """Compile ``folder``/model.onnx for compute capabilities such as ``8.9`` and write plan and recipe beside it.
+    """Compile the graph in ``folder`` for compute capabilities such as ``8.9`` and write plan and recipe beside it.
+
+    That is model.onnx, or score.onnx of a folder that only scores.
 
     No capability means the GPU of this machine, which is the only one that the product tensorrt compiles for.
     Raises InputError for a graph or capability that the compiler refuses, and where it crashes; ResourceError where it
     runs out of memory or time.
     """
-    config = read_runtime(folder)
-    model = ir.load(folder / MODEL)
-    phases = tuple(taken_by(phase, model) for phase in phases_of(config, workload))
-    capacity = config.max_length if config.interface == "static" else None
-    graph = folder / MODEL
+    source, phases, capacity = _subject(folder, workload)
+    graph, model = source, ir.load(source)
+    phases = tuple(taken_by(phase, model) for phase in phases)
     try:
         if capacity is not None:
             fix_capacity(model, capacity)
@@ -132,7 +143,7 @@ def compile_graph(
         version=found["version"],
         compute_capabilities=capabilities or (gpu["compute_capability"],),
         driver=None if capabilities else gpu["driver"],
-        graph_sha256=sha256_file(folder / MODEL),
+        graph_sha256=sha256_file(source),
         phases=phases,
         capacity=capacity,
         workspace_bytes=compiler.workspace_bytes,
@@ -141,6 +152,16 @@ def compile_graph(
     )
     (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=1) + "\n", encoding="utf-8")
     return Compiled(recipe, *(found[key] for key in ("plan_bytes", "seconds", "peak_bytes", "layers")))
+
+
+def _subject(folder: Path, workload: Workload | None) -> tuple[Path, tuple[Phase, ...], int | None]:
+    """The graph that is compiled, its phases, and the length of its static cache where it has one."""
+    if is_encoder(folder):
+        return folder / MODEL, encoder_phases(read_encoder(folder), workload), None
+    config = read_runtime(folder)
+    if config.tasks == ("score",):
+        return folder / SCORE, score_phases(config, workload), None
+    return folder / MODEL, phases_of(config, workload), config.max_length if config.interface == "static" else None
 
 
 def _job(

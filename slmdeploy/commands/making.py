@@ -108,6 +108,9 @@ def prune(
         Path | None, typer.Option(help="With --latency: JSON file of measured times.  [default: in the user's cache]")
     ] = None,
     attention_ratio: Annotated[float | None, typer.Option(help="Another share for GQA groups.")] = None,
+    query_ratio: Annotated[
+        float, typer.Option(help="Share of the query heads of each KV head to remove, where it has several.")
+    ] = 0.0,
     layer_ratio: Annotated[float, typer.Option(help="Share of whole layers to remove, before the rest.")] = 0.0,
     hidden_ratio: Annotated[float, typer.Option(help="Share of hidden channels to remove.")] = 0.0,
     method: Annotated[Method, typer.Option(help="How the kept groups are chosen.")] = Method.OSSCAR,
@@ -137,6 +140,7 @@ def prune(
         ratio=0.5 if ratio is None and goal is None else ratio,
         goal=goal,
         attention_ratio=attention_ratio,
+        query_ratio=query_ratio,
         layer_ratio=layer_ratio,
         hidden_ratio=hidden_ratio,
         allocation=allocation.value,
@@ -352,3 +356,20 @@ def build(
     failed = [name for name, gate in artifact.result["gates"].items() if not gate["passed"]]
     if strict and failed:
         raise GateError(f"{output} is outside its gate: {', '.join(failed)} (manifest.json has the figures)")
+
+
+def recompile(
+    build: Annotated[Path, typer.Argument(help="Build for TensorRT, made by build.")],
+    output: Out,
+    target: Annotated[
+        str | None, typer.Option("--target", help="What for, ahead of time; default: the GPU here, else as it was.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a build for TensorRT anew, for the version and GPU at hand, from the graph that it ships."""
+    from slmdeploy.building.recompile import recompile as verb
+    from slmdeploy.specs import load_target
+
+    chosen = load_target(target) if target else None
+    done(verb(build, out=output, target=chosen, force=force, progress=progress(as_json)), as_json)

@@ -26,6 +26,13 @@ def serve(
     budget: Annotated[
         list[str] | None, typer.Option(help="Limit that the page shows latencies against, e.g. ttft_ms_p99<=300.")
     ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(help="A smaller build of the same tokenizer that guesses ahead while one sequence runs."),
+    ] = None,
+    prompt_lookup: Annotated[
+        bool, typer.Option("--prompt-lookup", help="Guess ahead from the text itself while one sequence runs.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Serve a model over HTTP with OpenAI's endpoints; hashes are verified first. Ctrl-C or SIGTERM drains."""
@@ -50,7 +57,7 @@ def serve(
         drain_s=drain_seconds,
         budget=tuple(budget or ()),
     )
-    app = create_app(load(path, threads=threads), settings)
+    app = create_app(load(path, threads=threads, draft=draft, prompt_lookup=prompt_lookup), settings)
     bound = server.listen(host, port, settings.stall_s)
     logs.configure()
     print(server.address_of(bound), flush=True)

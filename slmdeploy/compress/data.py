@@ -6,6 +6,7 @@ runtime: BOS and prompt by the tokenizer's own post-processor, the rest encoded 
 rows, models and losses.
 """
 
+import glob
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from datasets import IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from tokenizers import Tokenizer
 
-from slmdeploy.checkpoint import label_token_ids, tokenizer_file
+from slmdeploy.checkpoint import label_token_ids, read_config, tokenizer_file
 from slmdeploy.errors import CorruptArtifactError, InputError
 
 Kind = Literal["generate", "score"]
@@ -79,12 +80,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Texts:
-    """How records become tokens: the tokenizer, the ids that end a text, those of the label words, items per visit."""
+    """How records become tokens: the tokenizer, the ids that end a text, those of the label words, items per visit.
+
+    ``vocabulary`` is how many tokens the model knows, which may be fewer than its tokenizer has; None where unknown.
+    """
 
     tokenizer: Tokenizer
     end: tuple[int, ...] = ()
     label_ids: tuple[int, int] | None = None
     items: int = 3
+    vocabulary: int | None = None
     tally: Tally = field(default_factory=Tally)
 
 
@@ -119,7 +124,8 @@ def _source(name: str, loader: str | None, split: str) -> Source:
     """Open as a stream, which writes no cache and reads no more than is asked for."""
     try:
         if loader:
-            records = load_dataset(loader, data_files=name, split=split, streaming=True)
+            # escaped, since a name with [ or * would be taken for a pattern
+            records = load_dataset(loader, data_files=glob.escape(name), split=split, streaming=True)
         else:
             records = load_dataset(name, split=split, streaming=True)
         first = next(iter(records))
@@ -166,7 +172,7 @@ def make_texts(checkpoint: Path, end: tuple[int, ...], labels: tuple[str, str], 
         raise CorruptArtifactError(f"{file} is not a tokenizer ({error}); save or download it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return Texts(tokenizer, end, label_ids, items)
+    return Texts(tokenizer, end, label_ids, items, read_config(checkpoint).get("vocab_size"))
 
 
 def pieces(source: Source, texts: Texts, length: int, seed: int) -> Iterator[Piece]:
@@ -186,11 +192,25 @@ def pieces(source: Source, texts: Texts, length: int, seed: int) -> Iterator[Pie
         for batch in _batches(source.shuffled(seed + turn)):
             texts.tally.records += len(batch)
             for piece in cut(batch):
-                some = True
-                yield piece
+                some = some or any(piece.weights)
+                yield Piece(known(source, texts, piece.ids), piece.weights, piece.query)
         if not some:
-            raise InputError(f"{source.name} has no record that fits into {length} tokens: raise length")
+            raise InputError(
+                f"{source.name} has no record that fits into {length} tokens with one to predict: raise length, or "
+                "fill in what is empty"
+            )
         turn += 1
+
+
+def known(source: Source, texts: Texts, ids: list[int]) -> list[int]:
+    """``ids``, all of which the model knows. Raises InputError for one beyond its vocabulary."""
+    if texts.vocabulary is not None and max(ids, default=0) >= texts.vocabulary:
+        last = max(ids)
+        raise InputError(
+            f"{source.name} has a text with the token {texts.tokenizer.id_to_token(last)!r}, number {last}, and the "
+            f"model has a vocabulary of {texts.vocabulary}: resize its embeddings, or take the token out"
+        )
+    return ids
 
 
 def _batches(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -206,8 +226,8 @@ def _batches(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 def _strings(source: Source, records: list[dict[str, Any]], column: str) -> list[str]:
     for record in records:
-        if not isinstance(record[column], str):
-            raise InputError(f"{source.name}:{record['_line']}: {column} is {record[column]!r}, but must be text")
+        if not isinstance(record.get(column), str):
+            raise InputError(f"{source.name}:{record['_line']}: {column} is {record.get(column)!r}, but must be text")
     return [record[column] for record in records]
 
 
@@ -259,7 +279,7 @@ def _score_pieces(
 
 
 def _checked_items(source: Source, record: dict[str, Any]) -> tuple[list[str], list[int]]:
-    items, labels = record["items"], record["labels"]
+    items, labels = record.get("items"), record.get("labels")
     where = f"{source.name}:{record['_line']}"
     if not items or not all(isinstance(item, str) for item in items):
         raise InputError(f"{where}: items must be a list of texts with at least one")
@@ -269,12 +289,20 @@ def _checked_items(source: Source, record: dict[str, Any]) -> tuple[list[str], l
 
 
 def prompts(source: Source, texts: Texts, *, length: int, count: int, seed: int) -> list[list[int]]:
-    """The ends of up to ``count`` prompts, BOS first, at most ``length`` tokens; half of a text is its prompt."""
+    """The ends of up to ``count`` prompts, BOS first, at most ``length`` tokens; half of a text is its prompt.
+
+    Raises InputError where all are empty.
+    """
     found: list[list[int]] = []
     for batch in _batches(source.shuffled(seed)):
         for prompt, answer in _encode_texts(source, texts, batch):
             ids = prompt + answer[: len(answer) // 2] if "text" in batch[0] else prompt
+            if not ids:
+                continue
+            ids = known(source, texts, ids)
             found.append(ids if len(ids) <= length else [*ids[:1], *ids[len(ids) - length + 1 :]])
             if len(found) == count:
                 return found
+    if not found:
+        raise InputError(f"{source.name} has no prompt that is not empty: fill some in")
     return found

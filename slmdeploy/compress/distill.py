@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from slmdeploy.artifacts import Artifact
 from slmdeploy.checkpoint import LABELS, Weights, read_config, resolve_checkpoint, tokenizer_file
+from slmdeploy.compress import sharded
+from slmdeploy.compress.families import ENCODERS
 from slmdeploy.compress.resuming import train_into, work_folder
 from slmdeploy.errors import InputError
 from slmdeploy.extras import require
@@ -46,6 +48,7 @@ def distill(
     the last checkpoint is then kept beside ``out``.
     """
     require("build", "torch", "transformers", "accelerate", "datasets")
+    sharded.check_stage(stage)
     teacher_path, student_path = resolve_checkpoint(teacher), resolve_checkpoint(student)
     _check_fit(teacher_path, student_path)
     plan = {"verb": "distill", "stage": stage.model_dump(mode="json"), "labels": list(labels)}
@@ -65,7 +68,10 @@ def distill(
 
 
 def _check_fit(teacher: Path, student: Path) -> None:
-    """Refuse a student whose tokens are not the teacher's, or who is larger than it."""
+    """Refuse encoders, a student whose tokens are not the teacher's, and one that is larger than it."""
+    for path in (teacher, student):
+        if read_config(path).get("model_type") in ENCODERS:
+            raise InputError(f"{path} is an encoder: name the column of the texts in a table (--text)")
     if token_ids(teacher) != token_ids(student):
         raise InputError(
             f"teacher {teacher} and student {student} have different tokenizers: distillation compares tokens, "

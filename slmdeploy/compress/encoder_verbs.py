@@ -12,6 +12,7 @@ from slmdeploy.artifacts import Artifact
 from slmdeploy.checkpoint import Weights, resolve_checkpoint
 from slmdeploy.compress.distill import parameters
 from slmdeploy.compress.resuming import train_into, work_folder
+from slmdeploy.compress.sharded import refuse_for_encoders
 from slmdeploy.errors import InputError
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
@@ -42,6 +43,7 @@ def finetune(
     before and after on what was held out. Raises InputError for unfit data, and as `distill` where training diverges.
     """
     require("build", "torch", "transformers", "accelerate", "datasets")
+    refuse_for_encoders()
     path = resolve_checkpoint(checkpoint)
     if columns.label is None:
         raise InputError("finetune learns from labels: name their column")
@@ -57,6 +59,8 @@ def finetune(
         table = read_table(data, columns)
         labels = labels_of(table)
         encoder = open_encoder(path, "classifier", stage.length, _wanted(path, labels), stage.seed)
+        # what an earlier head was for, which decides how logits become scores, is not what this one learns
+        encoder.model.config.problem_type = "single_label_classification" if labels.names else None
         return EncoderRun(encoder, Lesson(*_examples(table, labels), True, None), stage, work_folder(out), progress)
 
     plan = {"verb": "finetune", "stage": stage.model_dump(mode="json"), "columns": columns.model_dump()}
@@ -83,6 +87,7 @@ def distill_encoder(
     out. Raises InputError for models, losses and data that do not fit, and as `distill` where training diverges.
     """
     require("build", "torch", "transformers", "accelerate", "datasets")
+    refuse_for_encoders()
     paths = resolve_checkpoint(teacher), resolve_checkpoint(student)
     counts = [parameters(Weights(path)) for path in paths]
     if counts[1] > counts[0]:
@@ -139,7 +144,13 @@ def _both(teacher: Path, student: Path, stage: EncoderStage) -> "tuple[tuple[Enc
     config: Any = first.model.config
     names = tuple(str(config.id2label[i]) for i in range(config.num_labels))
     labels = Labels(names if len(names) > 1 else ())
-    return (first, open_encoder(student, role, stage.length, _wanted(student, labels), stage.seed)), labels
+    if config.problem_type == "multi_label_classification" and (stage.loss != "mse" or stage.ce_share > 0):
+        raise InputError(
+            f"teacher {teacher} gives a text several labels, which only the loss mse without ce_share teaches: use it"
+        )
+    second = open_encoder(student, role, stage.length, _wanted(student, labels), stage.seed)
+    second.model.config.problem_type = config.problem_type
+    return (first, second), labels
 
 
 def _wanted(checkpoint: Path, labels: "Labels") -> tuple[str, ...] | None:
@@ -150,7 +161,10 @@ def _wanted(checkpoint: Path, labels: "Labels") -> tuple[str, ...] | None:
     if role_of(checkpoint) != "classifier":
         return labels.names
     named = read_config(checkpoint).get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    own = tuple(str(name) for name in named.values())
+    if not isinstance(named, dict) or not all(number.isdecimal() for number in named):
+        raise InputError(f"{checkpoint / 'config.json'}: id2label is no object of names by number: fetch it again")
+    # by number, since as text "10" comes before "2"
+    own = tuple(str(named[number]) for number in sorted(named, key=int))
     return None if own == labels.names or (labels.are_scores and len(own) == 1) else labels.names
 
 

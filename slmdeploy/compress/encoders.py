@@ -64,6 +64,12 @@ class Encoder:
         """Texts, or pairs, as rows padded on the right to the longest; int64 [texts, tokens]."""
         inputs: list[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
         encoded = self.tokenizer.encode_batch(inputs)
+        last, known = max(max(one.ids, default=0) for one in encoded), self.model.config.vocab_size
+        if last >= known:
+            raise InputError(
+                f"a text has the token {self.tokenizer.id_to_token(last)!r}, number {last}, and {self.checkpoint} has "
+                f"a vocabulary of {known}: resize its embeddings, or take the token out"
+            )
         longest = max(len(one.ids) for one in encoded)
         pad = self.model.config.pad_token_id or 0
         found = {

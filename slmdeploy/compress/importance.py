@@ -42,20 +42,28 @@ def relative_error(gram: Tensor, dense: Tensor, weight: Tensor) -> float:
     return (off * (gram @ off)).sum().item() / whole if whole > 0 else 0.0
 
 
-def by_fit(gram: Tensor, dense: Tensor, *, size: int, keep: int) -> tuple[Choice, Tensor]:
-    """OSSCAR's choice and its weight [d_in, d_out]; ``gram`` is XᵀX [d_in, d_in], ``dense`` W₀."""
-    found = osscar.fit(gram, dense, size=size, keep=keep)
+def by_fit(gram: Tensor, dense: Tensor, *, size: int, keep: int, among: int | None = None) -> tuple[Choice, Tensor]:
+    """OSSCAR's choice and its weight [d_in, d_out]; ``gram`` is XᵀX [d_in, d_in], ``dense`` W₀.
+
+    ``keep`` groups stay, or with ``among`` so many of each ``among`` consecutive ones.
+    """
+    found = osscar.fit(gram, dense, size=size, keep=keep, among=among)
     error = relative_error(gram, dense, found.weight)
     return Choice(_indices(found.alive), error, found.swapped, osscar.is_singular(gram)), found.weight
 
 
-def by_score(gram: Tensor, dense: Tensor, scores: Tensor, *, size: int, keep: int) -> tuple[Choice, Tensor]:
-    """The groups with the largest ``scores`` [groups] stay, with their weights as they are.
+def by_score(
+    gram: Tensor, dense: Tensor, scores: Tensor, *, size: int, keep: int, among: int | None = None
+) -> tuple[Choice, Tensor]:
+    """The groups with the largest ``scores`` [groups] stay, of all or of each ``among``, their weights as they are.
 
     The methods that rank by a score are defined without a re-fit, so that a comparison shows what each does by itself.
     """
-    alive = torch.zeros(len(scores), dtype=torch.bool)
-    alive[scores.argsort(descending=True, stable=True)[:keep]] = True
+    shares = scores.reshape(-1, among or len(scores))
+    best = shares.argsort(dim=1, descending=True, stable=True)[:, :keep]
+    alive = (
+        torch.zeros(shares.shape, dtype=torch.bool).scatter(1, best, torch.ones_like(best, dtype=torch.bool)).flatten()
+    )
     weight = dense * alive.repeat_interleave(size)[:, None]
     return Choice(_indices(alive), relative_error(gram, dense, weight)), weight
 

@@ -5,6 +5,7 @@ numbers, or scores between 0 and 1 where some number is not whole. Of a single f
 measure on. Knows nothing of models and tokens.
 """
 
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from slmdeploy.specs import TextColumns
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 HELD_OUT = 20
+MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
+"""What stands in a .csv where there is no label."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +66,32 @@ def _file(folder: Path, split: str) -> Path | None:
 def _records(file: Path, columns: TextColumns) -> list[Record]:
     if file.suffix not in FORMATS:
         raise InputError(f"{file} is of a kind that is not read: use one of {', '.join(FORMATS)}")
-    found = [_record(file, number, row, columns) for number, row in enumerate(_rows(file), start=1)]
+    rows = list(_rows(file, columns))  # read to the end, since a reader that is left keeps its file open
+    found = [_record(file, number, row, columns) for number, row in enumerate(rows, start=1)]
     if not found:
         raise InputError(f"{file} is empty: it needs at least one record")
     return found
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, columns: TextColumns) -> Iterator[dict[str, Any]]:
     """Rows as a stream, which writes no cache."""
-    options = {"sep": "\t"} if file.suffix == ".tsv" else {}
+    kind, options = FORMATS[file.suffix], _as_text(columns) if FORMATS[file.suffix] == "csv" else {}
+    if file.suffix == ".tsv":
+        options["sep"] = "\t"
     try:
-        yield from load_dataset(FORMATS[file.suffix], data_files=str(file), split="train", streaming=True, **options)
+        # escaped, since a name with [ or * would be taken for a pattern
+        yield from load_dataset(kind, data_files=glob.escape(str(file)), split="train", streaming=True, **options)
     except StopIteration:
         return
     except UNREADABLE as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _as_text(columns: TextColumns) -> dict[str, Any]:
+    """What makes the reader of csv leave texts as they stand: 12 is no number there, and NA is a word."""
+    texts = [name for name in (columns.text, columns.pair) if name is not None]
+    missing = {} if columns.label is None else {columns.label: list(MISSING)}
+    return {"converters": dict.fromkeys(texts, str), "keep_default_na": False, "na_values": missing}
 
 
 def _record(file: Path, number: int, row: dict[str, Any], columns: TextColumns) -> Record:
@@ -88,7 +102,7 @@ def _record(file: Path, number: int, row: dict[str, Any], columns: TextColumns) 
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise InputError(f"{file}: record {number} has no text in {columns.text!r} or its pair: fill it or remove it")
     label = None if columns.label is None else row[columns.label]
-    if columns.label is not None and (not isinstance(label, str | int | float) or label != label):
+    if columns.label is not None and (not isinstance(label, str | int | float) or label != label or label == ""):
         raise InputError(f"{file}: record {number} has no label in {columns.label!r}: fill it or remove the record")
     return Record(texts[0], texts[1] if len(texts) > 1 else None, label)
 

@@ -90,6 +90,11 @@ def detach_maps(student: nn.Module) -> None:
         delattr(student, ATTACHED)
 
 
+def without_maps(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a student without those of its maps."""
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(f"{ATTACHED}.")}
+
+
 def paired_layers(student: int, teacher: int, chosen: tuple[int, ...] | None) -> tuple[int, ...]:
     """For each of ``student`` layers the teacher's layer, from 0: as ``chosen``, else evenly, last with last.
 

@@ -98,6 +98,13 @@ def _load_uneven(checkpoint: Path, dtype: torch.dtype, shapes: Any, how: dict[st
     return model
 
 
+def require_finite(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Raise InputError for weights that are no numbers, which no training would make good."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"{checkpoint}: {name} is not finite: fetch it again, or train it with a lower rate")
+
+
 def head_weight(model: PreTrainedModel, checkpoint: Path) -> torch.Tensor:
     """The head [vocabulary, hidden]; raises UnsupportedModelError when logits are more than a product with it."""
     for name in HEAD_FIELDS:

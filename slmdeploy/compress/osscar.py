@@ -51,12 +51,18 @@ def objective(hessian: Tensor, dense: Tensor, weight: Tensor) -> float:
     return (0.5 * (weight * (hessian @ weight)).sum() - (weight * (hessian @ dense)).sum()).item()
 
 
-def fit(gram: Tensor, dense: Tensor, *, size: int, keep: int) -> Fit:
-    """The ``keep`` groups of ``size`` rows that stay; ``gram`` is XᵀX [d_in, d_in], ``dense`` W₀ [d_in, d_out]."""
+def fit(gram: Tensor, dense: Tensor, *, size: int, keep: int, among: int | None = None) -> Fit:
+    """The ``keep`` groups of ``size`` rows that stay; ``gram`` is XᵀX [d_in, d_in], ``dense`` W₀ [d_in, d_out].
+
+    With ``among``, so many of each ``among`` consecutive groups stay, and exchanges stay among these.
+    """
     hessian = damped(gram)
     target = hessian @ dense
-    alive, _ = _backward(hessian, dense, size, keep)
-    alive, weight, swapped = _local_search(hessian, target, alive, size)
+    alive, _ = _backward(hessian, dense, size, keep, among)
+    if among is None:
+        alive, weight, swapped = _local_search(hessian, target, alive, size)
+    else:
+        alive, weight, swapped = _search_within(hessian, target, alive, size, among)
     return Fit(alive, weight, swapped)
 
 
@@ -69,18 +75,23 @@ def removal_costs(gram: Tensor, dense: Tensor, *, size: int) -> list[float]:
     return [cost / whole if whole > 0 else 0.0 for cost in costs]
 
 
-def _backward(hessian: Tensor, dense: Tensor, size: int, keep: int) -> tuple[Tensor, list[float]]:
-    """The groups left of the greedy removal, and the cost of each removed one; a batch shares its cost evenly."""
+def _backward(
+    hessian: Tensor, dense: Tensor, size: int, keep: int, among: int | None = None
+) -> tuple[Tensor, list[float]]:
+    """The groups left of the greedy removal, and the cost of each removed one; a batch shares its cost evenly.
+
+    Of each ``among`` consecutive groups, one at a time, or of all of them ``keep`` are left.
+    """
     groups = len(dense) // size
     inverse = torch.linalg.inv(hessian)
     weight = dense.clone()  # H⁻¹G with G = H·W₀
     alive = torch.ones(groups, dtype=torch.bool)
-    at_once = max(1, (groups - keep) // ROUNDS)
+    at_once = max(1, (groups - keep) // ROUNDS) if among is None else 1
     spent: list[float] = []
-    while (excess := int(alive.sum()) - keep) > 0:
+    while (excess := alive.reshape(-1, among or groups).sum(1) - keep).any():
         costs = _costs(inverse, weight, size)
-        costs[~alive] = torch.inf
-        gone = costs.argsort(stable=True)[: min(at_once, excess)]
+        costs[~alive | (excess == 0).repeat_interleave(among or groups)] = torch.inf
+        gone = costs.argsort(stable=True)[: min(at_once, int(excess.sum()))]
         cost = _eliminate(inverse, weight, rows_of(gone, size))
         alive[gone] = False
         spent += [cost / len(gone)] * len(gone)
@@ -142,16 +153,42 @@ def _local_search(hessian: Tensor, target: Tensor, alive: Tensor, size: int) -> 
     return alive, best, total
 
 
-def _exchanged(hessian: Tensor, target: Tensor, alive: Tensor, weight: Tensor, size: int, swaps: int) -> Tensor:
-    """``alive`` without the ``swaps`` groups that cost least, and with those of the rest that gain most."""
+def _search_within(hessian: Tensor, target: Tensor, alive: Tensor, size: int, among: int) -> tuple[Tensor, Tensor, int]:
+    """Exchange one kept group for a removed one of the same ``among``, in all in turn, while that lowers it."""
+    best, value = resolved(hessian, target, alive, size)
+    total = 0
+    for _ in range(SWAP_ROUNDS if not alive.all() else 0):
+        before = total
+        for first in range(0, len(alive), among):
+            inside = torch.zeros_like(alive)
+            inside[first : first + among] = True
+            trial = _exchanged(hessian, target, alive, best, size, 1, inside)
+            weight, lower = resolved(hessian, target, trial, size)
+            if lower < value - LEAST_GAIN * abs(value):
+                alive, best, value, total = trial, weight, lower, total + 1
+        if total == before:
+            break
+    return alive, best, total
+
+
+def _exchanged(
+    hessian: Tensor, target: Tensor, alive: Tensor, weight: Tensor, size: int, swaps: int, inside: Tensor | None = None
+) -> Tensor:
+    """``alive`` without the ``swaps`` groups that cost least, and with those of the rest that gain most.
+
+    Only groups of ``inside``, bool [groups], are exchanged; None for all.
+    """
     kept = alive.nonzero()[:, 0]
     rows = rows_of(kept, size)
     inverse = torch.linalg.inv(hessian[rows][:, rows])
-    cheapest = kept[_costs(inverse, weight[rows], size).argsort(stable=True)[:swaps]]
+    costs = _costs(inverse, weight[rows], size)
+    if inside is not None:
+        costs[~inside[kept]] = torch.inf
+    cheapest = kept[costs.argsort(stable=True)[:swaps]]
     trial = alive.clone()
     trial[cheapest] = False
     gains = _gains(hessian, target, trial, size)
-    gains[trial] = -torch.inf
+    gains[trial if inside is None else trial | ~inside] = -torch.inf
     trial[gains.argsort(descending=True, stable=True)[:swaps]] = True
     return trial
 

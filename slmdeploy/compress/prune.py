@@ -48,6 +48,7 @@ def prune(
     goal: "Goal | None" = None,
     method: Literal["osscar", "minitron", "magnitude", "random"] = "osscar",
     attention_ratio: float | None = None,
+    query_ratio: float = 0.0,
     layer_ratio: float = 0.0,
     hidden_ratio: float = 0.0,
     allocation: Literal["uniform", "global"] = "uniform",
@@ -62,7 +63,8 @@ def prune(
     """Remove the share ``ratio`` of the MLP neurons and GQA groups of a decoder and write the rest at ``out``.
 
     ``attention_ratio`` is another share for the groups (0 keeps all); without GQA a group is a single head. Kept
-    neurons are a multiple of ``tile``, kept groups at least one. ``layer_ratio`` is the share of whole layers that goes
+    neurons are a multiple of ``tile``, kept groups at least one. ``query_ratio`` is the share of a KV head's query
+    heads that goes before the groups, where it has several. ``layer_ratio`` is the share of whole layers that goes
     first, rounded to a number of layers: those of least block influence (depth.py), with method random any.
     ``hidden_ratio`` is the share of the residual stream's channels that goes next, to a multiple of ``tile``: the least
     active ones with methods osscar and minitron. With either of them ``ratio`` may be 0, and when no neuron and no
@@ -94,14 +96,15 @@ def prune(
     _check_columns(path, columns, goal)
     uneven = allocation == "global"
     if goal is not None:
-        _check_goal(ratio, attention_ratio, layer_ratio, hidden_ratio, uneven=uneven)
+        _check_goal(ratio, attention_ratio, query_ratio, layer_ratio, hidden_ratio, uneven=uneven)
         goal.clock.check(path)
-        cuts, kept = cuts_of(path, tile, uneven=False), None
+        cuts, kept, queries = cuts_of(path, tile, uneven=False), None, None
     elif ratio is None:
         raise InputError("neither a ratio nor a limit on latency is given: give one of them")
     else:
         cuts = cuts_of(path, tile, uneven=uneven)
-        kept = counts_of(cuts, ratio, attention_ratio, layer_ratio, hidden_ratio)
+        kept = counts_of(cuts, ratio, attention_ratio, layer_ratio, hidden_ratio, query_ratio)
+        queries = cuts.queries(query_ratio) if query_ratio else None
     if method == "random" and (uneven or goal):
         raise InputError("method random has no scores to compare by: use it with ratios and allocation uniform")
     if calibration_tokens < LENGTH:
@@ -119,6 +122,8 @@ def prune(
         "seed": seed,
         "labels": list(labels),
     }
+    if query_ratio:
+        plan["query_ratio"] = query_ratio
     if columns is not None:
         plan["columns"] = columns.model_dump()
     if goal is not None:
@@ -131,7 +136,7 @@ def prune(
         from slmdeploy.compress.journal import journal
         from slmdeploy.compress.pruning import Settings, prune_checkpoint
 
-        settings = Settings(kept, goal, cuts, method, allocation, calibration_tokens, seed, labels, columns)
+        settings = Settings(kept, queries, goal, cuts, method, allocation, calibration_tokens, seed, labels, columns)
         with journal(out, content_key("checkpoint", plan, inputs)) as notes:
             result = prune_checkpoint(
                 path, draft.path, data=data, settings=settings, journal=notes, progress=progress or SILENT
@@ -171,17 +176,24 @@ def cuts_of(checkpoint: Path, tile: int = TILE, *, uneven: bool = False) -> "Cut
 
 
 def counts_of(
-    cuts: "Cuts", ratio: float, attention_ratio: float | None, layer_ratio: float, hidden_ratio: float
+    cuts: "Cuts",
+    ratio: float,
+    attention_ratio: float | None,
+    layer_ratio: float,
+    hidden_ratio: float,
+    query_ratio: float = 0.0,
 ) -> KeptCounts:
-    """`kept_counts` of what is read already."""
-    _check_ratios(ratio, attention_ratio, layer_ratio, hidden_ratio)
+    """`kept_counts` of what is read already; beside them go query heads."""
+    _check_ratios(ratio, attention_ratio, query_ratio, layer_ratio, hidden_ratio)
     checkpoint, dense = cuts.checkpoint, cuts.dense
     heads = attention_ratio
     if heads is None:
         heads = 0.0 if cuts.family.encoder else ratio
     layers, hidden, neurons = cuts.layers(layer_ratio), cuts.hidden(hidden_ratio), cuts.neurons(ratio)
-    kept = KeptCounts(layers, hidden, cuts.kv_heads(heads, hidden), neurons)
-    if kept == (dense.layers, dense.hidden, dense.kv_heads, dense.neurons):
+    queries = cuts.queries(query_ratio)
+    kept = KeptCounts(layers, hidden, cuts.kv_heads(heads, hidden, queries), neurons)
+    dense_too = kept == (dense.layers, dense.hidden, dense.kv_heads, dense.neurons)
+    if dense_too and queries == dense.queries_per_kv:
         raise InputError(
             f"{checkpoint}: layer_ratio = {layer_ratio} removes none of its {dense.layers} layers, and nothing else "
             "goes: raise it"
@@ -204,22 +216,31 @@ def _check_columns(checkpoint: Path, columns: TextColumns | None, goal: "Goal | 
 
 
 def _check_goal(
-    ratio: float | None, attention_ratio: float | None, layer_ratio: float, hidden_ratio: float, *, uneven: bool
+    ratio: float | None,
+    attention_ratio: float | None,
+    query_ratio: float,
+    layer_ratio: float,
+    hidden_ratio: float,
+    *,
+    uneven: bool,
 ) -> None:
-    if ratio is not None or attention_ratio is not None or layer_ratio or hidden_ratio:
+    if ratio is not None or attention_ratio is not None or query_ratio or layer_ratio or hidden_ratio:
         raise InputError("a limit on latency decides what goes: leave the ratios out")
     if uneven:
         raise InputError("a limit on latency chooses one shape for all layers: use allocation uniform")
 
 
-def _check_ratios(ratio: float, attention_ratio: float | None, layer_ratio: float, hidden_ratio: float) -> None:
-    for name, share in (("layer_ratio", layer_ratio), ("hidden_ratio", hidden_ratio)):
+def _check_ratios(
+    ratio: float, attention_ratio: float | None, query_ratio: float, layer_ratio: float, hidden_ratio: float
+) -> None:
+    shares = {"query_ratio": query_ratio, "layer_ratio": layer_ratio, "hidden_ratio": hidden_ratio}
+    for name, share in shares.items():
         if not 0 <= share < 1:
             raise InputError(f"{name} = {share} is not a share to remove: give 0 to below 1")
-    if not 0 <= ratio < 1 or (ratio == layer_ratio == hidden_ratio == 0 and not attention_ratio):
+    if not 0 <= ratio < 1 or not (ratio or attention_ratio or any(shares.values())):
         raise InputError(
             f"ratio = {ratio} is not a share to remove: give a number between 0 and 1, or 0 with an attention_ratio, "
-            "layer_ratio or hidden_ratio above 0"
+            "query_ratio, layer_ratio or hidden_ratio above 0"
         )
     if attention_ratio is not None and not 0 <= attention_ratio < 1:
         raise InputError(f"attention_ratio = {attention_ratio} is not a share to remove: give 0 to below 1")
@@ -256,8 +277,29 @@ class Cuts(NamedTuple):
         """How many neurons of a layer stay."""
         return self._tiles("ratio", share, self.dense.neurons, "neurons")
 
-    def kv_heads(self, share: float, hidden: int) -> int:
-        """How many KV heads of a layer stay beside this hidden width."""
+    def queries(self, share: float) -> int:
+        """How many query heads stay with each KV head."""
+        each = self.dense.queries_per_kv
+        if share and "kv_heads" in self.family.bound:
+            raise InputError(
+                f"{self.checkpoint}: its heads cannot be pruned, since {self.family.bound['kv_heads']}: "
+                "set query_ratio to 0"
+            )
+        if share and each == 1:
+            raise InputError(
+                f"{self.checkpoint}: each of its query heads has a KV head of its own, which attention_ratio removes: "
+                "set query_ratio to 0"
+            )
+        kept = round(each * (1 - share))
+        if kept == 0:
+            raise InputError(
+                f"{self.checkpoint}: removing {share} of the {each} query heads of a KV head leaves none: lower "
+                "query_ratio"
+            )
+        return kept
+
+    def kv_heads(self, share: float, hidden: int, queries: int | None = None) -> int:
+        """How many KV heads of a layer stay beside this hidden width, each with so many query heads, or all of its."""
         heads = self.dense.kv_heads
         if share and "kv_heads" in self.family.bound:
             raise InputError(
@@ -269,20 +311,23 @@ class Cuts(NamedTuple):
             raise InputError(
                 f"{self.checkpoint}: removing {share} of its {heads} KV heads leaves none: lower attention_ratio"
             )
-        fitting = self.fitting_heads(hidden)
+        fitting = self.fitting_heads(hidden, queries)
         # Layers of unequal sizes leave the config's own head count as it was.
         if (heads if self.uneven else kept) not in fitting:
-            raise InputError(self._unfit(share, kept, hidden, fitting))
+            raise InputError(self._unfit(share, kept, hidden, fitting, queries))
         return kept
 
-    def fitting_heads(self, hidden: int) -> list[int]:
+    def fitting_heads(self, hidden: int, queries: int | None = None) -> list[int]:
         """The numbers of KV heads that may stay beside this hidden width, rising."""
         # Some config classes refuse a hidden size that the query heads do not divide, whatever head_dim says.
-        bound, per_kv = self.family.whole_heads, self.dense.queries_per_kv
+        bound, per_kv = self.family.whole_heads, queries or self.dense.queries_per_kv
         return [n for n in range(1, self.dense.kv_heads + 1) if not bound or hidden % (n * per_kv) == 0]
 
-    def _unfit(self, share: float, kept: int, hidden: int, fitting: list[int]) -> str:
+    def _unfit(self, share: float, kept: int, hidden: int, fitting: list[int], queries: int | None) -> str:
         where = f"transformers does not load with hidden_size = {hidden}"
+        if queries not in (None, self.dense.queries_per_kv):
+            each = f"{queries} query heads for each of {kept} KV heads"
+            return f"{self.checkpoint}: {each} stay, which {where}: change query_ratio or attention_ratio"
         if hidden != self.dense.hidden:
             return f"{self.checkpoint}: {kept} KV heads stay, which {where}: change hidden_ratio or attention_ratio"
         return (

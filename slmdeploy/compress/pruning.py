@@ -22,6 +22,7 @@ from slmdeploy.compress.labelled import Table, read_table
 from slmdeploy.compress.mixtures import open_data
 from slmdeploy.compress.packing import mixed_rows
 from slmdeploy.compress.prune import LENGTH, Cuts, KeptCounts
+from slmdeploy.compress.queries import Queries
 from slmdeploy.compress.shapes import Form, Goal
 from slmdeploy.compress.shaping import find_shape, key_of, write_slice
 from slmdeploy.compress.widths import Widths
@@ -34,9 +35,13 @@ MAX_DIFFERENCE = 1e-4
 
 
 class Settings(NamedTuple):
-    """What the verb was asked for, resolved; ``kept`` is None where a ``goal`` is to decide it."""
+    """What the verb was asked for, resolved; ``kept`` is None where a ``goal`` is to decide it.
+
+    ``queries`` is how many query heads stay with each KV head; None for all.
+    """
 
     kept: KeptCounts | None
+    queries: int | None
     goal: Goal | None
     cuts: Cuts
     method: Method
@@ -50,7 +55,7 @@ class Settings(NamedTuple):
 def prune_checkpoint(
     checkpoint: Path, out: Path, *, data: Path | str, settings: Settings, journal: Journal, progress: Progress
 ) -> dict[str, Any]:
-    """Prune ``checkpoint``, layers before channels before widths, save into the folder ``out``, say what was done.
+    """Prune ``checkpoint``, layers, channels, query heads, then widths; save into ``out`` and say what was done.
 
     Raises GateError when a cut model and the masked one differ.
     """
@@ -63,6 +68,7 @@ def prune_checkpoint(
         work.decide()
         work.remove_layers()
         work.remove_channels()
+        work.remove_queries()
         work.remove_groups()
         work.time()
         after = work.model.num_parameters()
@@ -169,6 +175,17 @@ class _Work:
         kept = sorted(scores.argsort(descending=True, stable=True)[:keep].tolist())
         self._replace(surgery.masked_channels(self.model, kept), surgery.narrow(self.model, kept))
         self.result["kept_channels"] = kept
+
+    def remove_queries(self) -> None:
+        """Query heads of every KV head, before the groups, which are then fitted to those that are left."""
+        one = self.settings
+        if one.queries is None or one.queries == surgery.config_shape(self.model.config).queries_per_kv:
+            return
+        found = Queries(self.model, self.rows, one.queries, one.method, one.seed, self.stored, self.journal).prune(
+            self.progress
+        )
+        self._replace(self.model, surgery.cut_queries(self.model, [choice.kept for choice in found]))
+        self.result["queries"] = [choice.to_dict() for choice in found]
 
     def remove_groups(self) -> None:
         """The groups of every layer that is left."""

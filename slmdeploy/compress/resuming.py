@@ -49,18 +49,19 @@ def train_into(
     Under `accelerate launch` every process calls this, and the first one writes. ``load`` is not called where a resumed
     run finds the output up to date. Raises InputError when the training cannot go on.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise InputError(
-            "training with sharded parameters (FSDP) is not supported: every process needs the whole model, so use an "
-            "accelerate configuration of data-parallel processes"
-        )
     work = work_folder(out)
     if _follows():
         return _follow(load(SILENT), work, out)
     with writing(out, kind="checkpoint", plan=plan, inputs=inputs, force=force) as draft:
+        begun = work.exists()
         prepare(work, content_key("checkpoint", plan, inputs))
         resume = last_whole(work)
-        run = load(progress)
+        try:
+            run = load(progress)
+        except InputError:
+            if not begun:
+                shutil.rmtree(work, ignore_errors=True)  # which holds nothing yet
+            raise
         run.wait()
         try:
             draft.result.update(run.train(resume))

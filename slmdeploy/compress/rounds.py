@@ -22,7 +22,7 @@ def rounds(checkpoint: Path, plan: PrunePlan) -> list[PrunePlan]:
     dense = cuts.dense
     before, made = KeptCounts(dense.layers, dense.hidden, dense.kv_heads, dense.neurons), []
     for number in range(1, plan.rounds + 1):
-        after = _kept(cuts, plan, number)
+        after = _kept(cuts, plan, number, before)
         if after == before:
             raise InputError(
                 f"{checkpoint}: rounds = {plan.rounds} are too many, since round {number} would remove nothing: "
@@ -33,8 +33,8 @@ def rounds(checkpoint: Path, plan: PrunePlan) -> list[PrunePlan]:
     return made
 
 
-def _kept(cuts: Cuts, plan: PrunePlan, number: int) -> KeptCounts:
-    """What is left of the dense model after round ``number``."""
+def _kept(cuts: Cuts, plan: PrunePlan, number: int, before: KeptCounts) -> KeptCounts:
+    """What is left of the dense model after round ``number``, ``before`` which there was so much."""
 
     def gone(share: float) -> float:
         left: float = (1 - share) ** (number / plan.rounds)
@@ -45,10 +45,15 @@ def _kept(cuts: Cuts, plan: PrunePlan, number: int) -> KeptCounts:
     if number == plan.rounds:
         kv_heads = cuts.kv_heads(share, hidden)
     else:
-        # On the way a number that the config class refuses gives way to the next larger one that it takes.
-        wanted, fitting = cuts.dense.kv_heads * (1 - gone(share)), cuts.fitting_heads(hidden)
-        kv_heads = min((n for n in fitting if n >= wanted), default=fitting[-1])
+        hidden, kv_heads = _fitting(cuts, hidden, cuts.dense.kv_heads * (1 - gone(share)), before)
     return KeptCounts(cuts.layers(gone(plan.layer_ratio)), hidden, kv_heads, cuts.neurons(gone(ratio)))
+
+
+def _fitting(cuts: Cuts, hidden: int, heads: float, before: KeptCounts) -> tuple[int, int]:
+    """On the way, what the config class refuses gives way to the next larger: the nearest width, then KV heads."""
+    widths = [*range(hidden, before.hidden, cuts.tile), before.hidden]
+    pairs = ((width, n) for width in widths for n in cuts.fitting_heads(width) if heads <= n <= before.kv_heads)
+    return next(pairs, (before.hidden, before.kv_heads))
 
 
 def _step(plan: PrunePlan, before: KeptCounts, after: KeptCounts) -> PrunePlan:

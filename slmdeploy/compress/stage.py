@@ -6,7 +6,7 @@ once, its texts and its distributions over fixed rows, happens here before train
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import torch
 from accelerate import PartialState, load_checkpoint_in_model
 
 from slmdeploy.artifacts import content_key
-from slmdeploy.compress import layers, loading
-from slmdeploy.compress.data import Kind, Texts, make_texts
+from slmdeploy.compress import layers, loading, sharded
+from slmdeploy.compress.data import Kind, Tally, Texts, make_texts
 from slmdeploy.compress.mixtures import Sources, open_data, prompts_of, require_both_labels
 from slmdeploy.compress.packing import mixed_rows
 from slmdeploy.compress.responses import Pair, written_by
@@ -49,6 +49,7 @@ class StageRun:
     def __init__(self, places: Places, stage: DistillStage, labels: tuple[str, str], progress: Progress) -> None:
         self.places, self.stage, self.labels, self.progress = places, stage, labels, progress
         self.config = loading.load_config(places.student)
+        self.whole: Any = None
         with loading.quiet():
             self.sources, self.valid = open_data(places.data, "train"), open_data(places.data, "valid")
             ends = loading.end_ids(self.config)
@@ -57,6 +58,7 @@ class StageRun:
                 require_both_labels(self.sources.get("score", ()), str(places.data))
             self.texts = make_texts(places.student, ends, labels, scored, stage.score_items)
             self.trainer = self._trainer(self._student())
+        sharded.check_running(self.trainer.accelerator)
 
     def _student(self) -> Any:
         """In float32, because an optimiser's steps are finer than bf16."""
@@ -65,6 +67,7 @@ class StageRun:
             if limit is not None and self.stage.length > limit:
                 raise InputError(f"length = {self.stage.length} is more than the {limit} positions of {path}: lower it")
         model = loading.load_model(self.places.student, torch.float32)
+        loading.require_finite(model, self.places.student)
         loading.head_weight(model, self.places.student)
         return model
 
@@ -73,6 +76,7 @@ class StageRun:
         device = PartialState(cpu=not torch.cuda.is_available()).device
         dtype = torch.bfloat16 if self.stage.dtype == "bf16" else torch.float32
         frozen: Any = loading.load_model(self.places.teacher, dtype).eval().requires_grad_(False).to(device)
+        loading.require_finite(frozen, self.places.teacher)
         return LiveTeacher(frozen, loading.head_weight(frozen, self.places.teacher)[: self.config.vocab_size])
 
     def _trainer(self, student: Any) -> Distiller:
@@ -131,6 +135,8 @@ class StageRun:
             before = self._evaluate()
             self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
             after = self._evaluate()
+            if sharded.wanted():
+                self._gather()
         return {
             "steps": self.stage.steps,
             "tokens": self.stage.tokens,
@@ -147,14 +153,21 @@ class StageRun:
         if self.stage.eval_rows == 0 or any(share > 0 and kind not in self.valid for kind, share in shares.items()):
             return None
         # A tally of their own: what is evaluated on is not what was trained on.
-        texts = Texts(self.texts.tokenizer, self.texts.end, self.texts.label_ids, self.texts.items)
+        texts = replace(self.texts, tally=Tally())
         stream = self._rows(self.valid, texts, EVAL_SEED)
         return self.trainer.measure_rows([next(stream) for _ in range(self.stage.eval_rows)])
+
+    def _gather(self) -> None:
+        """Of a sharded student the whole one, in the first process."""
+        weights = sharded.whole_weights(self.trainer.accelerator, self.trainer.model)
+        if self.trainer.args.process_index == 0:
+            self.whole = self._student()
+            self.whole.load_state_dict(layers.without_maps(weights))
 
     def save(self, folder: Path) -> None:
         """The student in the dtype it came in, its tokenizer files, and the training log."""
         with loading.quiet():
-            model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            model: Any = self.whole or self.trainer.accelerator.unwrap_model(self.trainer.model)
             layers.detach_maps(model)
             model.to(loading.stored_dtype(self.config)).save_pretrained(folder)
         loading.copy_companions(self.places.student, folder)
@@ -162,9 +175,12 @@ class StageRun:
         (folder / "training_log.jsonl").write_text(history, encoding="utf-8")
 
     def go_back(self, checkpoint: Path) -> None:
-        """Give the student the weights of a Trainer checkpoint again."""
+        """Give the student the weights of a Trainer checkpoint again; a sharded one is made anew, by one process."""
         with loading.quiet():
-            load_checkpoint_in_model(self.trainer.accelerator.unwrap_model(self.trainer.model), str(checkpoint))
+            if sharded.wanted():
+                self.whole = self._student()
+            model = self.whole or self.trainer.accelerator.unwrap_model(self.trainer.model)
+            load_checkpoint_in_model(model, str(checkpoint))
 
     def wait(self) -> None:
         """Until all processes that train together are here."""

@@ -75,6 +75,20 @@ def cut(model: Any, kept: Sequence[Kept]) -> Any:
     return _made(model, config, state, shapes)
 
 
+def cut_queries(model: Any, kept: Sequence[Sequence[int]]) -> Any:
+    """A new model with only the query heads ``kept`` of every layer, rising, as many of each KV head's everywhere."""
+    frame, shape = Frame(model), config_shape(model.config)
+    config = copy.deepcopy(model.config)
+    _set_size(config, frame.family, "heads", len(kept[0]))
+    config.head_dim = shape.head_dim  # otherwise derived from the head count, and wrong
+    chosen = [{"queries": _span(one, shape.head_dim)} for one in kept]
+    state = {
+        name: _take(tensor, axes, {} if layer is None else chosen[layer], shape)
+        for name, tensor, axes, layer in _tensors(model, frame.family)
+    }
+    return _made(model, config, state)
+
+
 def narrow(model: Any, channels: Sequence[int]) -> Any:
     """A new model whose residual stream has only ``channels``, in rising order; ``model`` is left as it is.
 
@@ -210,6 +224,14 @@ def group_norms(model: Any, layer: int) -> tuple[Tensor, Tensor]:
         if label in found:
             heads = heads + found[label].reshape(shape.kv_heads, -1).sum(1)
     return heads.sqrt(), found["neurons"].sqrt()
+
+
+def query_norms(model: Any, layer: int) -> Tensor:
+    """Norm of all the weights that would go with each query head [heads], float64."""
+    frame, shape = Frame(model), config_shape(model.config)
+    weights = {name: tensor for name, tensor in frame.layers[layer].state_dict().items() if tensor.ndim == 2}
+    found = _label_norms({name: (tensor, frame.family.layer_axes(name)) for name, tensor in weights.items()}, shape)
+    return found["queries"].reshape(-1, shape.head_dim).sum(1).sqrt()
 
 
 def channel_norms(model: Any) -> Tensor:

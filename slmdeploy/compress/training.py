@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from accelerate import PartialState
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers import (
     PreTrainedModel,
@@ -253,6 +255,8 @@ class Distiller(Trainer):
     def measure_rows(self, rows: list[Row]) -> dict[str, float]:
         """The parts of the loss in nats, each a mean over rows, of the student as it is now."""
         student: Any = self.model
+        if not isinstance(student, FSDPModule):
+            student.to(self.args.device)  # which the Trainer leaves to sharding where parameters will be shards
         student.eval()
         sums: dict[str, float] = {}
         for start in range(0, len(rows), self.stage.batch_rows):
@@ -315,7 +319,9 @@ class Guard(TrainerCallback):
             return
         student: Any = self.trainer.model
         for name, parameter in student.named_parameters():
-            if not torch.isfinite(parameter).all():
+            # of a shard all processes see the whole, so that they end together
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if not torch.isfinite(whole).all():
                 raise self.trainer.diverged(f"{name} is not finite", state.global_step)
 
 

@@ -19,32 +19,35 @@ from slmdeploy.exporting.emitter import Emitter
 from slmdeploy.exporting.spec import DecoderSpec, LayerSpec, head_rows
 
 _STRIPE = 64
+Labels = tuple[str, tuple[int, ...]]
 Stream = tuple[ir.Value, ir.Value]
 """The input of the next branch, and the residual stream beside it."""
 
 
-def build_decoder(spec: DecoderSpec, weights: Weights, emitter: Emitter | None = None) -> ir.Model:
+def build_decoder(
+    spec: DecoderSpec, weights: Weights, emitter: Emitter | None = None, labels: Labels | None = None
+) -> ir.Model:
     """The float32 graph of a decoder, in the `ort` dialect unless the emitter of another is given.
 
     Inputs: input_ids int64 [batch, sequence]; attention_mask int64 [batch, total], right-padded, total being past and
     sequence together; logits_positions int64 [rows], indices into batch x sequence; past_key_values.{i}.key and .value
     float32 [batch, kv_heads, past, head_dim]. Outputs: logits float32 [rows, vocabulary]; present.{i}.key and .value,
     which may be the same buffers as the past when those are long enough. portable.py has the interface of the other.
+    labels: a name for the head and the token ids that it is computed for, instead of the whole vocabulary.
     """
-    return _Decoder(spec, weights, emitter or OrtDialect(spec)).build()
+    return _Decoder(spec, weights, emitter or OrtDialect(spec), labels).build()
 
 
 class _Decoder:
-    def __init__(self, spec: DecoderSpec, weights: Weights, emit: Emitter) -> None:
-        self.spec, self.names, self.weights, self.emit = spec, spec.names, weights, emit
+    def __init__(self, spec: DecoderSpec, weights: Weights, emit: Emitter, labels: Labels | None) -> None:
+        self.spec, self.names, self.weights, self.emit, self.labels = spec, spec.names, weights, emit, labels
 
     def build(self) -> ir.Model:
         input_ids = self.emit.begin()
         stream = self._first(self._embedded(input_ids))
         for index, layer in enumerate(self.spec.layers):
             stream = self._layer(index, layer, stream)
-        head = self.emit.weight("lm_head.weight", (self.spec.hidden, self.spec.vocab_size), self._read_head)
-        logits = self.emit.linear("lm_head", stream[0], head, None)
+        logits = self.emit.linear("lm_head", stream[0], self._head(), None)
         return self.emit.finish(self.emit.softcapped("lm_head.softcap", logits, self.spec.logits_softcap))
 
     def _embedded(self, input_ids: ir.Value) -> ir.Value:
@@ -184,6 +187,12 @@ class _Decoder:
 
     def _tensor(self, name: str, source: str, shape: tuple[int, ...]) -> ir.Value:
         return self.emit.weight(f"{name}.weight", shape, lambda: self.weights.read(f"{source}.weight"))
+
+    def _head(self) -> ir.Value:
+        if self.labels is None:
+            return self.emit.weight("lm_head.weight", (self.spec.hidden, self.spec.vocab_size), self._read_head)
+        name, ids = self.labels
+        return self.emit.weight(name, (self.spec.hidden, len(ids)), lambda: self._read_head()[:, list(ids)])
 
     def _read_head(self) -> NDArray[np.float32]:
         """The head [hidden, vocabulary]; a tied one is stored too, as ONNX Runtime packs its own copy of either."""

@@ -99,8 +99,6 @@ def export_built(
 
 
 def _check_scoring(source: Path, spec: DecoderSpec, settings: DecoderSettings) -> None:
-    if settings.dialect != "ort":
-        raise InputError("the task score needs the dialect 'ort', whose attention can see items side by side")
     if spec.scaled_context:
         original = min(rope.original for rope in spec.ropes if rope.changes_within(spec.max_length))
         raise InputError(
@@ -175,8 +173,31 @@ def _write_graphs(
     except ir.serde.SerdeError as error:  # what reading a weight raised is inside, once for each level of the graph
         raise _cause(error) from error
     progress.finish()
-    if label_ids is not None:
+    if label_ids is None:
+        return
+    if opset is None:
         write_score_graph(path, head_rows(spec, weights)[list(label_ids)].T, folder / "score.onnx")
+    else:
+        _write_portable_scoring(spec, weights, folder, label_ids, opset)
+
+
+def _write_portable_scoring(
+    spec: DecoderSpec, weights: Weights, folder: Path, label_ids: tuple[int, int], opset: int
+) -> None:
+    """score.onnx beside model.onnx; what both hold is stored once."""
+    import onnx_ir as ir
+
+    from slmdeploy.building.onnxruntime import MODEL, SCORE
+    from slmdeploy.exporting.decoder import build_decoder
+    from slmdeploy.exporting.portable_scoring import LABELS, PortableScoring
+
+    scoring = build_decoder(spec, weights, PortableScoring(spec, len(label_ids), opset), (LABELS, label_ids))
+    generating = ir.load(folder / MODEL)
+    shared = generating.graph.initializers
+    for name, value in scoring.graph.initializers.items():
+        if name in shared:
+            value.const_value = shared[name].const_value
+    ir.save(scoring, folder / SCORE)
 
 
 def _cause(error: BaseException) -> BaseException:

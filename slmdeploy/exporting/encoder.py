@@ -3,8 +3,9 @@
     checkpoint -> torch module with pooling or logits -> torch's answers -> traced graph -> parity -> artifact
 
 In the dialect `ort` the graph is traced into ONNX Runtime's own operators first, and in standard ones only where those
-are not equal to torch; the manifest says which it was. `portable` is standard operators alone. The folder holds what
-sentence-transformers and optimum look for. Knows nothing of decoders, which are built from their weights instead.
+are not equal to torch; the manifest says which it was. `portable` is standard operators alone, in the form that
+encoder_portable.py gives them. The folder holds what sentence-transformers and optimum look for. Knows nothing of
+decoders, which are built from their weights instead.
 """
 
 import json
@@ -19,6 +20,7 @@ from slmdeploy.building.ladder import Rung
 from slmdeploy.checkpoint import TOKENIZER_FILES, read_json, read_tokenizer
 from slmdeploy.errors import CorruptArtifactError, InputError, UnsupportedModelError
 from slmdeploy.exporting.sentence import POOLINGS, Head, read_head, write_head
+from slmdeploy.exporting.spec import PORTABLE_OPSETS
 from slmdeploy.exporting.tasks import EMBEDDER, SENTENCE_MODULES, TOKEN_CLASSIFIER, Choice
 from slmdeploy.progress import Progress
 from slmdeploy.runtime.encoder_config import EncoderConfig, read_encoder
@@ -35,12 +37,18 @@ _COMPANIONS = ("vocab.txt", "sentencepiece.bpe.model", "spiece.model", "spm.mode
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What a caller may set of an encoder's export; None leaves it to the checkpoint."""
+    """What a caller may set of an encoder's export; None leaves it to the checkpoint, or the opset to the dialect."""
 
     dialect: str
     pooling: str | None
     normalize: bool | None
     max_length: int | None
+    opset: int | None = None
+
+    @property
+    def portable_opset(self) -> int | None:
+        """The opset of the portable dialect; None for the other."""
+        return None if self.dialect == "ort" else self.opset or PORTABLE_OPSETS[0]
 
 
 def export_encoder(
@@ -66,11 +74,12 @@ def export_encoder(
         )
     module = (Classifier(model) if head is None else Embedder(model, head)).eval()
     runtime = _runtime(source, model, choice, head, settings.max_length)
-    plan = {"tasks": list(choice.tasks), **{key: value for key, value in asdict(settings).items() if value is not None}}
+    given = asdict(settings) | {"opset": settings.portable_opset}
+    plan = {"tasks": list(choice.tasks), **{key: value for key, value in given.items() if value is not None}}
     with writing(out, kind="graph", plan=plan, inputs=inputs, force=force) as draft:
         _write_texts(source, draft.path, head, model.config.hidden_size)
         (draft.path / "runtime.json").write_text(json.dumps(runtime, indent=1) + "\n", encoding="utf-8")
-        draft.result |= _write_graph(source, draft.path, module, model, settings.dialect, progress)
+        draft.result |= _write_graph(source, draft.path, module, model, settings.portable_opset, progress)
         draft.result["parameters"] = sum(parameter.numel() for parameter in module.parameters())
     return open_artifact(out, "graph")
 
@@ -88,9 +97,12 @@ def _head(source: Path, choice: Choice, settings: EncoderSettings) -> Head | Non
 
 
 def _write_graph(
-    source: Path, folder: Path, module: "nn.Module", model: "PreTrainedModel", dialect: str, progress: Progress
+    source: Path, folder: Path, module: "nn.Module", model: "PreTrainedModel", opset: int | None, progress: Progress
 ) -> dict[str, Any]:
-    """Trace, save and prove; returns the manifest's record. Raises GateError when no form of the graph is equal."""
+    """Trace, save and prove, portable where an opset is given; returns the manifest's record.
+
+    Raises GateError when no form of the graph is equal.
+    """
     from slmdeploy.exporting import encoder_parity as parity
     from slmdeploy.exporting.tracing import can_fuse
 
@@ -99,14 +111,14 @@ def _write_graph(
     checks = parity.expectations(source, module, model, config)
     progress.advance(note="torch")
     fusions, rungs, refused = _STANDARD, [], None
-    if dialect == "ort" and can_fuse():
+    if opset is None and can_fuse():
         try:
-            rungs = _traced(source, folder, module, config, checks, fused=True)
+            rungs = _traced(source, folder, module, config, checks, fused=True, opset=None)
             fusions, refused = (_FUSED, None) if parity.passed(rungs) else (_STANDARD, parity.worst(rungs).as_dict())
         except UnsupportedModelError as error:
             refused = {"error": str(error)}
     if fusions == _STANDARD:
-        rungs = _traced(source, folder, module, config, checks, fused=False)
+        rungs = _traced(source, folder, module, config, checks, fused=False, opset=opset)
     progress.advance(2, note="graph")
     progress.finish()
     parity.require_passed(rungs, source)
@@ -121,17 +133,27 @@ def _write_graph(
 
 
 def _traced(
-    source: Path, folder: Path, module: "nn.Module", config: EncoderConfig, checks: Sequence[Any], *, fused: bool
+    source: Path,
+    folder: Path,
+    module: "nn.Module",
+    config: EncoderConfig,
+    checks: Sequence[Any],
+    *,
+    fused: bool,
+    opset: int | None,
 ) -> list[Rung]:
     """Write model.onnx in one form; every rung between it and torch."""
     import onnx_ir as ir
 
     from slmdeploy.exporting import encoder_parity as parity
+    from slmdeploy.exporting.encoder_portable import make_portable
     from slmdeploy.exporting.tracing import trace
 
     # Two rows of unequal lengths: a trace of one row could take the batch for fixed.
     example = parity.tensors([row for check in checks for row in check.rows if len(row.ids) in (5, 12)], config)
     model = trace(module, example, dict.fromkeys(example, _AXES), fused=fused, name=str(source))
+    if opset is not None:
+        make_portable(model, opset)
     data = "model.onnx.data"
     (folder / data).unlink(missing_ok=True)
     ir.save(model, folder / "model.onnx", external_data=data)

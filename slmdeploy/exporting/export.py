@@ -14,7 +14,7 @@ from slmdeploy.errors import InputError
 from slmdeploy.exporting.adapters import whole_checkpoint
 from slmdeploy.exporting.decoder_export import DecoderSettings, export_built, export_traced
 from slmdeploy.exporting.encoder import EncoderSettings, export_encoder
-from slmdeploy.exporting.spec import PORTABLE_OPSETS
+from slmdeploy.exporting.spec import PORTABLE_OPSETS, STATIC_OPSET
 from slmdeploy.exporting.tasks import DECODER, check_names, choose
 from slmdeploy.extras import require
 from slmdeploy.progress import SILENT, Progress
@@ -69,9 +69,11 @@ def export(
         if choice.role != DECODER and not parity:
             raise InputError("a traced graph is always compared with torch: leave --no-parity out for an encoder")
         if choice.role != DECODER:
-            if opset is not None or fallback or labels != LABELS:
-                raise InputError("opset, fallback and labels are settings of decoders; encoders have opset 18")
-            wanted = EncoderSettings(dialect, pooling, normalize, max_length)
+            if fallback or labels != LABELS:
+                raise InputError("fallback and labels are settings of decoders: leave them out for an encoder")
+            if opset == STATIC_OPSET:
+                raise InputError(f"opset = {opset} differs by its cache, and an encoder has none: choose 21 or 23")
+            wanted = EncoderSettings(dialect, pooling, normalize, max_length, opset)
             return export_encoder(found.path, choice, wanted, out=out, inputs=inputs, force=force, progress=progress)
         if pooling is not None or normalize is not None:
             raise InputError("pooling and normalize are settings of the task embed, not of a decoder's")

@@ -20,7 +20,7 @@ from slmdeploy.exporting.rotary import Rotary, Tables
 from slmdeploy.exporting.spec import PORTABLE_OPSETS, STATIC_OPSET, DecoderSpec, LayerSpec
 
 _IR_VERSIONS = {21: 10, 23: 11, 24: 12}
-_HIDDEN = np.float32(-3e4)
+HIDDEN = np.float32(-3e4)
 """Far below every product, and still a number in float16, in which an engine may run the graph."""
 
 
@@ -123,7 +123,17 @@ class PortableDialect(Emitter):
         norms = head_norms or (None, None)
         query = self._prepared(f"{name}.query", query, layer, layer.heads, norms[0])
         key = self._prepared(f"{name}.key", key, layer, layer.kv_heads, norms[1])
+        return self.attended(name, index, layer, query, key, value)
+
+    def attended(
+        self, name: str, index: int, layer: LayerSpec, query: ir.Value, key: ir.Value, value: ir.Value
+    ) -> ir.Value:
+        """What query [B, S, heads D] finds in the cache and the new key and value [B, S, kv_heads D]; both kept."""
         keys, values = self._extended(name, index, layer, key, value)
+        return self.mixed(name, layer, query, keys, values)
+
+    def mixed(self, name: str, layer: LayerSpec, query: ir.Value, keys: ir.Value, values: ir.Value) -> ir.Value:
+        """Softmax(q k' scale + bias) v, [B, S, heads D], over keys and values [B, kv_heads, keys, D]."""
         if self.opset >= 23 and self.spec.attention_softcap is None:
             return self._operator(name, layer, query, keys, values)
         return self._decomposed(name, layer, query, keys, values)
@@ -252,7 +262,7 @@ class PortableDialect(Emitter):
                 size = self.constant(f"{name}.window", np.int64(window))
                 near = self.op("Less", f"{name}.near", self.op("Sub", f"{name}.distance", *self._columns), size)
                 seen = self.op("And", f"{name}.seen", seen, near)
-            zero, hidden = self.constant("mask.zero", np.float32(0)), self.constant("mask.hidden", _HIDDEN)
+            zero, hidden = self.constant("mask.zero", np.float32(0)), self.constant("mask.hidden", HIDDEN)
             self._biases[window] = self.op("Where", f"{name}.bias", seen, zero, hidden)
         return self._biases[window]
 

@@ -6,12 +6,10 @@ materials (sbom.py), a README (readme.py) and a signature (signature.py). Refuse
 and a package over its budget. Time and machine of the manifest are the build's, so the same build gives the same bytes.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from slmdeploy.artifacts import Artifact, content_key, open_artifact, origin, writing
-from slmdeploy.errors import GateError, InputError
+from slmdeploy.errors import CorruptArtifactError, GateError, InputError
 from slmdeploy.packaging import edge, server
 from slmdeploy.packaging.figures import peak_bytes, rows_of, session_options, to_json
 from slmdeploy.packaging.lock import LOCK, lock_requirements
@@ -20,11 +18,13 @@ from slmdeploy.packaging.sbom import write_bill
 from slmdeploy.packaging.signature import read_private_key, sign
 from slmdeploy.packaging.trial import measure_start
 from slmdeploy.progress import SILENT, Progress
-from slmdeploy.runtime.bundle import RuntimeConfig, read_manifest, read_runtime, require_listed
+from slmdeploy.runtime.bundle import MANIFEST, RuntimeConfig, read_manifest, read_runtime, require_listed
 from slmdeploy.runtime.encoder_config import EncoderConfig, is_encoder, read_encoder
 from slmdeploy.runtime.text import TOKENIZER
 
 KINDS = ("edge", "server")
+_STAMP = {"slmdeploy": str, "created": str, "machine": dict}
+"""What a build's manifest says that its package takes over."""
 
 
 def package(
@@ -63,7 +63,7 @@ def package(
     plan = {"kind": kind, "requirements": pins | serving} | {name: value for name, value in extras.items() if value}
     inputs = {"build": build} | ({"measurement": measurement} if measurement else {})
     own_key = content_key("package", plan, inputs)
-    with writing(out, kind="package", plan=plan, inputs=inputs, force=force, made=_stamp(made)) as draft:
+    with writing(out, kind="package", plan=plan, inputs=inputs, force=force, made=made.manifest) as draft:
         edge.write(draft.path, build, made, chosen, pins, progress or SILENT)
         if lock:
             lock_requirements(pins, draft.path / LOCK)
@@ -92,8 +92,11 @@ def _packable(build: Path, made: Artifact) -> RuntimeConfig | EncoderConfig:
     if made.result.get("passed") is False:
         failed = ", ".join(name for name, gate in made.result.get("gates", {}).items() if not gate["passed"])
         raise GateError(f"{build} did not pass its gate ({failed}), so it is not shipped: choose another profile")
+    wrong = next((key for key, kind in _STAMP.items() if not isinstance(made.manifest.get(key), kind)), None)
+    if wrong is not None:
+        raise CorruptArtifactError(f"{build / MANIFEST} does not say {wrong!r}, as every build does: build it again")
     config = _config(build)
-    if isinstance(config, RuntimeConfig) and config.numerics_only:
+    if config.numerics_only:
         raise InputError(f"{build} is a graph for a compiler, which no package runs: package another build")
     require_listed(build, read_manifest(build), [TOKENIZER])
     return config
@@ -101,11 +104,6 @@ def _packable(build: Path, made: Artifact) -> RuntimeConfig | EncoderConfig:
 
 def _config(folder: Path) -> RuntimeConfig | EncoderConfig:
     return read_encoder(folder) if is_encoder(folder) else read_runtime(folder)
-
-
-def _stamp(made: Artifact) -> Mapping[str, Any] | None:
-    """The manifest whose time and machine stand for the package's; None where the build's says neither."""
-    return made.manifest if {"created", "machine"} <= set(made.manifest) else None
 
 
 def _hold_budget(folder: Path, max_bytes: int | None) -> None:

@@ -75,12 +75,17 @@ def _ancestor(path: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(entry.get("kind", "input"))
     told = {key: entry[key] for key in ("digest", "content_key", "slmdeploy") if key in entry}
     return {
-        "type": "data" if kind in ("data", "measurement") or path.endswith("data") else "machine-learning-model",
+        "type": "data" if kind in ("data", "measurement") or _is_data(path) else "machine-learning-model",
         "bom-ref": f"lineage/{path}",
         "name": f"{kind} {path}",
         "version": str(entry["digest"])[:12],
         "properties": [{"name": f"slmdeploy:{key}", "value": str(value)} for key, value in told.items()],
     }
+
+
+def _is_data(path: str) -> bool:
+    """Whether a lineage's last name is that of data: "data", or of a mixture's part "data 1"."""
+    return path.rpartition("/")[2].split(" ")[0] == "data"
 
 
 def _library(name: str, version: str) -> dict[str, Any]:

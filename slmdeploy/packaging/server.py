@@ -102,7 +102,7 @@ def write(
     ours = Path(runtime.__file__).parent.parent
     shutil.copytree(ours, home / "slmdeploy", ignore=shutil.ignore_patterns("__pycache__"), copy_function=_copy)
     asked = _resources(config, peak_bytes)
-    backend = triton.write(folder, home / "triton", config)
+    repository = triton.write(folder, home / "triton", config)
     values = asked | {
         "image": f"slm-server:{content_key[:12]}",
         "version": content_key[:12],
@@ -119,8 +119,8 @@ def write(
         "slots": EngineSettings().slots,
         "waiting": EngineSettings().max_waiting,
         "ray": " ".join(_requirements("scale")),
-        "triton": backend.name if backend else None,
-        "outputs": ", ".join(backend.outputs) if backend else None,
+        "triton": repository.backend if repository else None,
+        "models": {name: ", ".join(outputs) for name, outputs in repository.outputs.items()} if repository else {},
     }
     _render(home, values)
     return asked

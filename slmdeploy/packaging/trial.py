@@ -22,7 +22,7 @@ from slmdeploy.packaging.archive import pack
 from slmdeploy.packaging.edge import requirements
 from slmdeploy.packaging.unpacking import unpack
 from slmdeploy.runtime.bundle import MANIFEST, SCHEMA, RuntimeConfig, read_runtime, sha256_file
-from slmdeploy.runtime.encoder_config import EncoderConfig
+from slmdeploy.runtime.encoder_config import EncoderConfig, is_encoder, read_encoder
 
 _TIMEOUT_S = 300
 _NEW_TOKENS = 48
@@ -101,11 +101,11 @@ def _provisional(folder: Path) -> dict[str, Any]:
 
 
 def try_package(package: Path, data: Path) -> dict[str, Any]:
-    """Run `verify` and every task of ``package`` on the first test records of ``data``, and say what came out.
+    """Run `verify` and every task of ``package`` on test or held-out records of ``data``; what came out.
 
     Raises GateError with the end of stderr when a command of the unpacked package fails.
     """
-    config = read_runtime(package)
+    config = read_encoder(package) if is_encoder(package) else read_runtime(package)
     tasks, needed = config.tasks, requirements(config)
     with tempfile.TemporaryDirectory(prefix="slmdeploy-trial-") as place:
         archive, links = Path(place) / "package.tar.gz", Path(place) / "links"
@@ -117,14 +117,21 @@ def try_package(package: Path, data: Path) -> dict[str, Any]:
         }
         device.run("verify")
         if "generate" in tasks:
-            record = _first(data / "generate.test.jsonl")
+            record = _first(_split(data, "generate"))
             reply = device.run("generate", "--max-new-tokens", str(_NEW_TOKENS), "--json", "--", record["prompt"])
             found["generated"] = json.loads(reply.splitlines()[-1])["text"]
         if "score" in tasks:
-            record = _first(data / "score.test.jsonl")
+            record = _first(_split(data, "score"))
             reply = device.run("score", "--prefix", record["prefix"], "--json", "--", *record["items"])
             found["scores"] = json.loads(reply.splitlines()[-1])["scores"]
             found["best item"] = record["items"][found["scores"].index(max(found["scores"]))]
+        if "embed" in tasks:
+            found["embedded"] = _first_text(data)
+            device.run("embed", "--json", "--", found["embedded"])
+        if "classify" in tasks:
+            found["classified"] = _first_text(data)
+            reply = device.run("classify", "--json", "--", found["classified"])
+            found["label"] = json.loads(reply.splitlines()[-1])["labels"][0]
     found["summary"] = (
         f"unpacked elsewhere, verified, and ran {' and '.join(tasks)} in fresh processes with "
         f"{', '.join(needed)} alone (torch {'can' if found['torch_importable'] else 'cannot'} be imported there)"
@@ -151,7 +158,12 @@ class _Device:
 
     def call(self, what: str, *arguments: str) -> str:
         """stdout of the interpreter with these arguments; GateError that names ``what`` when it fails."""
-        done = self._call(*arguments)
+        try:
+            done = self._call(*arguments)
+        except subprocess.TimeoutExpired as error:
+            raise GateError(
+                f"the package does not work where it was unpacked: {what}: no answer within {_TIMEOUT_S} s"
+            ) from error
         if done.returncode != 0:
             tail = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
             raise GateError(f"the package does not work where it was unpacked: {what}: {tail[0]}")
@@ -181,6 +193,18 @@ def _link_requirements(names: Iterable[str], folder: Path) -> Path:
             if not link.exists() and top != "__pycache__":
                 link.symlink_to(Path(str(distribution.locate_file(top))))
     return folder
+
+
+def _first_text(data: Path) -> str:
+    """Of texts alone, or the first one of a pair."""
+    alone = _split(data, "generate")
+    return str(_first(alone)["prompt"] if alone.is_file() else _first(_split(data, "score"))["prefix"])
+
+
+def _split(data: Path, task: str) -> Path:
+    """The test split, or the held-out one of a folder that has no other."""
+    test = data / f"{task}.test.jsonl"
+    return test if test.is_file() else data / f"{task}.valid.jsonl"
 
 
 def _first(path: Path) -> dict[str, Any]:

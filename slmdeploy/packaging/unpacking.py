@@ -37,9 +37,12 @@ _HEADER_BYTES = 1 << 20
 _MEMBER_BYTES = 4096
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 _ENCRYPTED = 1
-_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in range(1, 10))}
+_RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+    f"{port}{digit}" for port in ("COM", "LPT") for digit in "123456789¹²³"
+}
 """What Windows takes for a device, whatever folder it is in and whatever ending it has."""
-
+_UNSEEN = ("Cf", "Zl", "Zp")
+"""Unicode's categories of marks that turn text around, join it or break it: a name would not be what it looks."""
 
 _DAMAGE = (
     tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, UnicodeError,
@@ -99,14 +102,16 @@ def _check(folder: Path, found: set[str]) -> None:
 def _sound(members: Iterator[_Member], archive: Path, max_bytes: int) -> Iterator[_Member]:
     """The members one by one, each checked before it is given out."""
     seen: set[str] = set()
+    spelled: dict[str, str] = {}
     total = 0
     for member in members:
-        # Names that differ in case or in how an accent is written are one file on some systems.
-        key = unicodedata.normalize("NFC", member.name).casefold()
+        key = _one_name(member.name)
         total += member.size
         problem = _name_problem(member.name) or member.problem
         if problem is None and key in seen:
             problem = "is there twice"
+        if problem is None:
+            problem = _folder_problem(member.name, spelled)
         seen.add(key)
         if problem is None and (total > max_bytes or len(seen) > MAX_MEMBERS):
             problem = f"takes the contents over {max_bytes} bytes or {MAX_MEMBERS} members"
@@ -115,11 +120,33 @@ def _sound(members: Iterator[_Member], archive: Path, max_bytes: int) -> Iterato
         yield member
 
 
+def _one_name(name: str) -> str:
+    """The same for names that differ in case or in how an accent is written: they are one file on some systems."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _folder_problem(name: str, spelled: dict[str, str]) -> str | None:
+    """Whether a folder of the name, or the name, was written otherwise before; what is new is added to ``spelled``."""
+    parts = name.split("/")
+    for end in range(1, len(parts) + 1):
+        above = "/".join(parts[:end])
+        if spelled.setdefault(_one_name(above), above) != above:
+            return "is in a folder that another member writes otherwise"
+    return None
+
+
 def _name_problem(name: str) -> str | None:
     problem = None if name == MANIFEST else name_problem(name)
-    if problem is None and any(part.split(".")[0].upper() in _RESERVED or part[-1] in ". " for part in name.split("/")):
+    if problem is not None:
+        return problem
+    parts = name.split("/")
+    if any(part.split(".")[0].strip().upper() in _RESERVED or part[-1] in ". " for part in parts):
         return "has a name that Windows reads otherwise"
-    return problem
+    if any(unicodedata.category(letter) in _UNSEEN for letter in name):
+        return "has a character that cannot be seen"
+    if any(part.casefold() == ".git" for part in parts):
+        return "is a repository's, whose settings run programs"
+    return None
 
 
 def _extract(member: _Member, folder: Path) -> str | None:

@@ -128,7 +128,7 @@ def _build(name: str, path: Path, running: bool) -> Candidate:
     if artifact.kind not in _RUNNABLE:
         raise InputError(f"{path} is a {artifact.kind}: profile measures what `slmdeploy build` or `export` made")
     runtime = read_encoder(path) if is_encoder(path) else read_runtime(path)
-    if running and isinstance(runtime, RuntimeConfig) and runtime.numerics_only and (reason := not_here(path)):
+    if running and runtime.numerics_only and (reason := not_here(path)):
         raise InputError(
             f"{path} is for a GPU and cannot be measured here, where its speed on this CPU would say nothing: {reason}"
         )

@@ -119,6 +119,7 @@ def _encoder(path: Path, name: str, content_key: str, runtime: EncoderConfig) ->
         vocab_size=runtime.vocab_size,
         max_length=runtime.max_length,
         threads=runtime.threads,
+        compiled=runtime.numerics_only,
     )
 
 

@@ -2,7 +2,7 @@
 
 Generation goes to /v1/completions as ids of tokens and comes back as server-sent events; scoring, embedding and
 classifying go to /score, /v1/embeddings and /classify as texts. Every request opens its own connection, as a client
-that is new does. What a server sends is hostile: lines and bodies have a largest size and all of it a time limit.
+that is new does. What a server sends is hostile: lines and bodies have a largest size, and each wait a time limit.
 Knows nothing of load or statistics: live_client.py sends many.
 """
 
@@ -122,16 +122,24 @@ def _generated(server: Server, request: Mapping[str, Any], timeout_s: float) -> 
     with _opened(server, "POST", "/v1/completions", body, timeout_s) as (response, remaining):
         for event in _events(response, remaining):
             now = (time.perf_counter() - began) * 1e3
-            for choice in event.get("choices") or ():
+            for choice in _choices(event):
                 reason = choice.get("finish_reason")
                 if reason is None:
                     stamps.append(now)
                 else:
                     ends.append((now, bool(choice.get("text"))))
                 counted = wanted if reason == "length" else counted
-            if event.get("usage"):
-                counted = event["usage"].get("completion_tokens")
+            if isinstance(usage := event.get("usage"), dict):
+                counted = usage.get("completion_tokens")
     return _stamped(stamps, ends, wanted, counted)
+
+
+def _choices(event: Json) -> list[Json]:
+    """The choices of an event; UnansweredError where they are no objects."""
+    found = event.get("choices") or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise UnansweredError(f"the choices of an event are no objects: {_shown(found)}")
+    return found
 
 
 def _stamped(stamps: list[float], ends: list[tuple[float, bool]], wanted: int, counted: int | None) -> Json:
@@ -217,7 +225,7 @@ def _opened(
         yield response, remaining
     except TimeoutError as error:
         raise UnansweredError(f"{path} did not answer within {timeout_s:.3g} s", too_late=True) from error
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, UnicodeError) as error:  # the last of a host that is no name of one
         raise UnansweredError(f"{path} cannot be reached: {error}") from error
     finally:
         connection.close()

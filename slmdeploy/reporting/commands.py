@@ -13,14 +13,24 @@ from slmdeploy.errors import InputError
 from slmdeploy.reporting.records import Row, Run, Stage
 from slmdeploy.specs import named_workload
 
-_PRUNE = ("ratio", "attention_ratio", "layer_ratio", "method", "calibration_tokens", "seed")
-_DISTILL = (
-    "steps", "batch_rows", "length", "gradient_accumulation", "learning_rate", "optimizer", "loss", "beta",
-    "temperature", "ce_share", "score_share", "on_policy", "response_tokens", "sample_temperature", "dtype",
-    "gradient_checkpointing", "save_steps", "seed",
+_PRUNE = (
+    "ratio", "attention_ratio", "query_ratio", "layer_ratio", "hidden_ratio", "method", "allocation",
+    "calibration_tokens", "seed",
 )  # fmt: skip
+_DISTILL = (
+    "steps", "batch_rows", "length", "gradient_accumulation", "learning_rate", "optimizer", "loss", "beta", "skew",
+    "temperature", "ce_share", "score_share", "score_loss", "score_items", "hidden_weight", "attention_weight",
+    "layer_map", "on_policy", "seq_kd_texts", "response_tokens", "sample_temperature", "cached_rows", "cached_top",
+    "dtype", "gradient_checkpointing", "save_steps", "seed",
+)  # fmt: skip
+_FINETUNE = (
+    "steps", "batch_rows", "length", "gradient_accumulation", "learning_rate", "gradient_checkpointing", "save_steps",
+    "seed",
+)  # fmt: skip
+_OF_ENCODERS = (*_FINETUNE, "loss", "temperature", "ce_share", "relation_weight", "dtype")
+_PACKAGE = ("kind", "max_bytes", "lock")
 _EXPORT = ("dialect", "opset", "max_length", "pooling")
-_TEACHER = "TEACHER"
+_TEACHER, _STUDENT = "TEACHER", "STUDENT"
 
 
 def commands(run: Run) -> list[str]:
@@ -41,22 +51,19 @@ def _here(row: Row) -> bool:
 def _steps(run: Run, stage: Stage, folders: Mapping[str, str]) -> Iterator[list[str]]:
     out = ["-o", folders[stage.name]]
     teacher = run.baseline.path if run.baseline else _TEACHER
-    sources = [folders.get(source, teacher) for source in stage.sources]
-    data = ["--data", folders.get("data", "DATA")]
+    data = ["--data", folders.get(stage.inputs.get("data", "data"), str(stage.plan.get("data", "DATA")))]
     builds = [folder for name, folder in folders.items() if name.startswith("build ")]
     verb = stage.name.split(" ")[0]
-    if verb == "prune":
-        yield ["slmdeploy", "prune", teacher, *out, *data, *_options(stage.plan, _PRUNE)]
-    elif verb == "distill":
-        student = sources[1] if len(sources) > 1 else teacher
-        yield ["slmdeploy", "distill", teacher, student, *out, *data, *_options(stage.plan["stage"], _DISTILL)]
+    if verb in ("prune", "finetune", "distill"):
+        yield ["slmdeploy", verb, *_models(stage, folders, teacher), *out, *data, *_settings(stage, verb)]
     elif verb == "export":
         tasks = [word for task in stage.plan.get("tasks", ()) for word in ("--task", task)]
         labels = ["--labels", *stage.plan["labels"]] if stage.plan.get("labels") else []
-        yield ["slmdeploy", "export", sources[0], *out, *tasks, *labels, *_options(stage.plan, _EXPORT)]
+        words = [*tasks, *labels, *_options(stage.plan, _EXPORT)]
+        yield ["slmdeploy", "export", folders.get(stage.sources[0], teacher), *out, *words]
     elif verb == "build":
         named = ["--profile", stage.plan["profile"]["name"], "--target", stage.plan["target"]]
-        yield ["slmdeploy", "build", sources[0], *out, *named, *data]
+        yield ["slmdeploy", "build", folders.get(stage.sources[0], "GRAPH"), *out, *named, *data]
     elif verb == "profile":
         yield _profile(run, builds, folders[stage.name], data)
     elif verb == "estimate":
@@ -66,7 +73,32 @@ def _steps(run: Run, stage: Stage, folders: Mapping[str, str]) -> Iterator[list[
         measured = [folder for name, folder in folders.items() if name.split(" ")[0] in ("profile", "estimate")]
         yield ["slmdeploy", "select", *measured, *out, *_budget(run)]
     elif verb == "package" and run.selection:
-        yield ["slmdeploy", "package", f"RUN/builds/{run.selection.chosen}", *out]
+        source = folders.get(stage.inputs.get("measurement", ""))
+        measured = ["--measurement", source] if source else []
+        words = [*measured, *_options(stage.plan, _PACKAGE), *(["--try"] if stage.plan.get("trial") else [])]
+        yield ["slmdeploy", "package", f"RUN/builds/{run.selection.chosen}", *out, *words]
+
+
+def _models(stage: Stage, folders: Mapping[str, str], teacher: str) -> Iterator[str]:
+    """The checkpoints that a stage of compression reads, in the order of its command line."""
+    # Only an encoder's student may be another checkpoint than the teacher or what a stage made of it.
+    own = {"student": _STUDENT} if "columns" in stage.plan else {}
+    for name in ("checkpoint", "teacher", "student"):
+        if name in stage.inputs:
+            yield folders.get(stage.inputs[name], own.get(name, teacher))
+
+
+def _settings(stage: Stage, verb: str) -> list[str]:
+    """What a stage of compression was told: columns of an encoder's table, then options."""
+    plan, columns = stage.plan, stage.plan.get("columns")
+    words = _options(columns or {}, ("text", "pair") if verb == "prune" else ("text", "pair", "label"))
+    if verb == "prune":
+        goal = plan.get("goal")
+        limit = ["--latency", goal["limit"], "--profile", goal["profile"]["name"]] if goal else []
+        return [*words, *_options(plan, _PRUNE), *limit]
+    if verb == "finetune":
+        return [*words, *_options(plan["stage"], _FINETUNE), *(["--bf16"] if plan["stage"]["dtype"] == "bf16" else [])]
+    return [*words, *_options(plan["stage"], _OF_ENCODERS if columns else _DISTILL)]
 
 
 def _options(plan: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -76,6 +108,8 @@ def _options(plan: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         value, option = plan.get(name), "--" + name.replace("_", "-")
         if value is True:
             words.append(option)
+        elif isinstance(value, list | tuple):
+            words += [word for one in value for word in (option, str(one))]
         elif value is not None and value is not False:
             words += [option, str(value)]
     return words

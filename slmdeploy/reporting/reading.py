@@ -195,9 +195,9 @@ def _stages(folder: Path, steps: list[tuple[_Step, Path]]) -> Iterator[Stage]:
             seconds=step.seconds,
             reused=step.reused,
             plan=manifest.plan if manifest else {},
-            sources=tuple(made.get(entry["digest"], name) for name, entry in manifest.inputs.items())
+            inputs={name: made.get(entry["digest"], name) for name, entry in manifest.inputs.items()}
             if manifest
-            else (),
+            else {},
         )
 
 

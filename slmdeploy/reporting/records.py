@@ -190,8 +190,8 @@ class Choice(Data):
 class Stage:
     """One artifact of a run: what it was made of, with what, and how long that took.
 
-    ``seconds`` is that of the latest run, near 0 where ``reused``. ``sources`` are names of stages, or of inputs that
-    no stage made.
+    ``seconds`` is that of the latest run, near 0 where ``reused``. ``inputs`` says for each input, by its name, which
+    stage made it; one that no stage made stands for itself.
     """
 
     name: str
@@ -200,7 +200,12 @@ class Stage:
     seconds: float
     reused: bool
     plan: Mapping[str, Any]
-    sources: tuple[str, ...]
+    inputs: Mapping[str, str]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of stages, or of inputs that no stage made."""
+        return tuple(self.inputs.values())
 
 
 @dataclass(frozen=True)

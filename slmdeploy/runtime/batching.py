@@ -135,6 +135,24 @@ class BatchDecoder:
         lengths += 1
         return self._logits[:used]
 
+    def judge(self, ids: Ids) -> Floats:
+        """Append given tokens to the only sequence in one run; the logits behind each, float32 [length, vocab].
+
+        As many steps would give, to the rounding of kernels; they are the caller's own. Raises what `step` raises.
+        """
+        assert self.cache.used == 1, "several tokens behind a past are run in one row alone"
+        past = int(self.cache.lengths[0])
+        self.reserve(past + ids.size)
+        rows = self._decoder.run_given(ids, lambda binding: self.cache.bind_row(binding, 0), past=past)
+        self.cache.lengths[0] += ids.size
+        return rows
+
+    def take_back(self, tokens: int) -> None:
+        """Forget the last tokens of the only sequence; what runs next overwrites them."""
+        assert self.cache.used == 1, "tokens are taken back from one row alone"
+        assert 0 <= tokens < self.cache.lengths[0], "a sequence keeps its beginning"
+        self.cache.lengths[0] -= tokens
+
     def release(self, row: int) -> None:
         """End the sequence of `row`; the sequence of the last row takes its place."""
         self.cache.remove(row)

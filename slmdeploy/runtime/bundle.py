@@ -28,7 +28,7 @@ TASKS = ("generate", "score")
 INTERFACES = ("shared", "standard", "static", "stateful")
 PRECISIONS = ("f32", "bf16")
 CACHES = ("float32", "float16")
-PROVIDERS = ("cpu", "cuda")
+PROVIDERS = ("cpu", "cuda", "tensorrt", "tensorrt_rtx")
 MAX_FILE_BYTES = 1 << 44
 FOR_OTHERS = ("standard.onnx", "genai_config.json")
 """Files of a graph or build that only other runtimes read."""
@@ -83,7 +83,7 @@ class RuntimeConfig:
     their own, prefill.onnx, over the same KV cache (phase split). step_rows: steps of a batch of so many rows or more
     run in that graph too, 0 for none. numerics_only: the graph is meant for another engine, and what runs here are its
     numbers, at a speed that says nothing. cache: the number type of keys and values.
-    provider: what ONNX Runtime runs it with.
+    provider: what ONNX Runtime runs it with (providers.py).
     """
 
     tasks: tuple[str, ...]
@@ -247,8 +247,7 @@ def read_runtime(path: Path | str) -> RuntimeConfig:
     fields = read_object(existing_folder(path) / RUNTIME)
     if fields.value.get("model") == ENCODER:
         raise InputError(
-            f"{path} is an encoder's: embed, classify and score run it, but it cannot generate, and encoders are not "
-            "built, profiled or packaged yet."
+            f"{path} is an encoder's: embed, classify and score run it, but what was asked for needs a decoder."
         )
     if fields.get("format") != RUNTIME_FORMAT or type(fields.value["format"]) is not int:
         fields.refuse("format", f"{RUNTIME_FORMAT}, the only version that this slmdeploy reads")
@@ -281,6 +280,10 @@ def read_runtime(path: Path | str) -> RuntimeConfig:
         fields.refuse("score", 'an object exactly when tasks has "score"')
     if (config.interface == "stateful") != (config.engine == "openvino"):
         fields.refuse("interface", '"stateful" exactly when there is the key openvino')
+    if config.provider != "cpu" and config.tasks != ("generate",):
+        fields.refuse("provider", '"cpu" where there is the task score')
+    if config.provider not in ("cpu", "cuda") and config.interface != "standard":
+        fields.refuse("provider", '"cpu" or "cuda" where the interface is not "standard"')
     return config
 
 

@@ -49,11 +49,16 @@ class Choice:
         text = self._stops.feed(self._detokenizer.feed(token))
         if self._stops.matched or (self._constraint is not None and self._constraint.finished):
             self.finish = "stop"
-        elif len(self.token_ids) == self._room:
+        elif self.left == 0:
             self.finish = "length"
         if self._logprobs is None:
             return TokenEvent(self.index, token, text)
         return TokenEvent(self.index, token, text, *log_probabilities(logits, token, self._logprobs))
+
+    @property
+    def left(self) -> int:
+        """How many tokens it may still have."""
+        return self._room - len(self.token_ids)
 
     def done(self, reason: EndReason) -> ChoiceDone:
         """The choice has ended: with the text that was held back, in which a stop string may still become whole."""

@@ -170,11 +170,28 @@ class Decoder:
 
         As many steps would give, to the rounding of kernels. For those who know what follows, as whoever judges it.
         """
-        rows = np.empty((ids.size, self.config.vocab_size), np.float32)
         self.reserve(self.cache.length + ids.size)
-        self._run((self._session, self._path), ids, self.cache.length, rows, self.cache.bind)
+        rows = self.run_given(ids, self.cache.bind, past=self.cache.length)
         self.cache.advance(ids.size)
         return rows
+
+    def run_given(
+        self, ids: npt.NDArray[np.int64], bind_kv: Callable[[Binding], None], *, past: int
+    ) -> npt.NDArray[np.float32]:
+        """What `extend` does, in the buffers that `bind_kv` binds for one row, behind the `past` tokens they hold."""
+        rows = np.empty((ids.size, self.config.vocab_size), np.float32)
+        self._run((self._session, self._path), ids, past, rows, bind_kv)
+        return rows
+
+    def resume(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Append given tokens as those of a prompt; the logits behind the last, float32 [vocab], as `step` gives them.
+
+        For many tokens, of which only the last one's logits are of use.
+        """
+        self.reserve(self.cache.length + ids.size)
+        self.run_prompt(ids, self._row, self.cache.bind, past=self.cache.length)
+        self.cache.advance(ids.size)
+        return self._last
 
     def batch(self, rows: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.float32]]:
         """One right-padded prefill over rows of unequal lengths; the last logits of each, float32 [vocab].
@@ -205,6 +222,12 @@ class Decoder:
 
 def _open(path: Path, config: RuntimeConfig, threads: int) -> tuple[ort.InferenceSession, Path]:
     """The session of a generating graph whose interface is that of runtime.json, and the path for errors."""
-    session = open_session(path, threads=threads, spinning=config.spinning, provider=config.provider)
+    session = open_session(
+        path,
+        threads=threads,
+        spinning=config.spinning,
+        as_written=config.numerics_only,
+        provider=config.provider,
+    )
     check_interface(session, path, config, dict.fromkeys(_INPUTS, "int64"), "logits")
     return session, path

@@ -14,10 +14,12 @@ import numpy as np
 from .decoding import Decoder
 from .generation import Settings
 from .sampling import Logits, Odds, Sampler
-from .speculative import Proposal
+from .speculative import MOST_DRAFTED, Ids, Proposal
 
 NGRAMS = (4, 3, 2)
 """Lengths of the ends that are looked for, the longest first: the longer the match, the likelier what follows."""
+AT_ONCE = 256
+"""Tokens of a text that a draft reads between two tokens of the target, which must not wait for a long prompt."""
 _OWN_STREAM = 1 << 64
 """Added to a seed, because a draft must not draw the numbers by which its guesses are judged."""
 
@@ -61,7 +63,8 @@ class ModelDraft:
     """Guesses with a smaller model that has the target's vocabulary, drawn as the target is asked to draw.
 
     It leaves out the repetition penalty, which costs guesses and no exactness. Behind the end of its own context it
-    guesses nothing. cost: of its step, in steps of the target.
+    guesses nothing, nor before it has read the text, of which one call runs no more than AT_ONCE tokens. cost: of its
+    step, in steps of the target.
     """
 
     def __init__(self, decoder: Decoder, cost: float) -> None:
@@ -95,6 +98,8 @@ class ModelDraft:
         guessed: list[int] = []
         odds: list[Odds] = []
         row = self._row_behind_text(count)
+        if row is None:
+            return Proposal()
         while True:
             if not self._greedy:
                 odds.append(self._sampler.odds(row))
@@ -105,15 +110,23 @@ class ModelDraft:
         self._guessed = guessed
         return Proposal(guessed, odds)
 
-    def _row_behind_text(self, count: int) -> Logits:
-        """Bring the cache to the end of the text; the logits behind it, float32 [vocab]."""
+    def _row_behind_text(self, count: int) -> Logits | None:
+        """Bring the cache towards the end of the text; the logits behind it, float32 [vocab], once it is there."""
         held = self._held if self._decoder.sequence == self._sequence else 0
-        self._held = len(self._text)
-        new = np.array(self._text[held:], np.int64)
+        new = np.array(self._text[held : held + AT_ONCE], np.int64)
+        self._held = held + new.size
+        row = self._behind(held, new, len(self._text) + count)
+        return row if self._held == len(self._text) else None
+
+    def _behind(self, held: int, new: Ids, expected: int) -> Logits:
+        """Run new tokens behind the `held` ones; their last logits. The text may soon have `expected` tokens."""
         if held == 0:
-            self._decoder.reserve(len(self._text) + count)
+            self._decoder.reserve(expected)
             row = self._decoder.prefill(new)
             self._sequence = self._decoder.sequence
             return row
         self._decoder.cache.truncate(held)
-        return self._decoder.step(int(new[0])) if new.size == 1 else self._decoder.extend(new)[-1]
+        if new.size == 1:
+            return self._decoder.step(int(new[0]))
+        # A few tokens are those of an earlier run and one more: the graph of steps is the better one for them.
+        return self._decoder.extend(new)[-1] if new.size <= MOST_DRAFTED + 1 else self._decoder.resume(new)

@@ -50,7 +50,8 @@ class EncoderConfig:
     """runtime.json of an encoder, checked. Embedders have `embedding`, classifiers and cross-encoders `labels`.
 
     inputs: names of the graph's inputs; max_length: tokens that a text is cut to; threads 0: one per physical core.
-    inference_precision: what a build of the engine openvino computes in, None for ONNX Runtime's.
+    inference_precision: what a build of the engine openvino computes in, None for ONNX Runtime's. numerics_only: the
+    graph is meant for another engine's compiler, and what runs here are its numbers.
     """
 
     tasks: tuple[str, ...]
@@ -64,6 +65,7 @@ class EncoderConfig:
     spinning: bool
     precision: str
     inference_precision: str | None = None
+    numerics_only: bool = False
 
     @property
     def engine(self) -> str:
@@ -96,6 +98,7 @@ def read_encoder(path: Path | str) -> EncoderConfig:
         spinning=session.boolean("spinning"),
         precision=fields.string("precision", 64),
         inference_precision=openvino_precision(fields),
+        numerics_only="numerics_only" in fields.value and fields.boolean("numerics_only"),
     )
     session.finish()
     fields.finish()

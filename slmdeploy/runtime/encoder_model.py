@@ -20,6 +20,9 @@ from .errors import InputError
 from .openvino_encoding import OpenVinoEncoder
 from .openvino_session import GRAPH as OPENVINO_GRAPH
 from .openvino_session import WEIGHTS as OPENVINO_WEIGHTS
+from .tensorrt_encoding import TensorRTEncoder
+from .tensorrt_plan import PLAN, RECIPE
+from .tensorrt_session import PlanSession, runs_here
 from .text import TOKENIZER, load_tokenizer
 
 
@@ -56,12 +59,16 @@ def load_encoder(
     config = read_encoder(folder)
     config = config if spinning is None else replace(config, spinning=spinning)
     graphs = [GRAPH] if config.engine == "onnxruntime" else [OPENVINO_GRAPH, OPENVINO_WEIGHTS]
-    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *graphs])
+    plan = [PLAN, RECIPE] if (folder / PLAN).exists() else []  # no hash may be missing for code that would be run
+    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *graphs, *plan])
     return EncoderModel(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))
 
 
 def open_encoder(folder: Path, config: EncoderConfig, threads: int) -> Encoder:
-    """What runs the folder's graph, by the engine that its runtime.json says."""
+    """What runs the folder's graph, by the engine that its runtime.json says, or its plan where that runs here."""
+    if config.numerics_only and runs_here(folder):
+        plan = PlanSession(folder)
+        return TensorRTEncoder(folder, config, plan.phase("encode"), plan.stream, plan.outputs, plan.most_rows)
     return (Encoder if config.engine == "onnxruntime" else OpenVinoEncoder)(folder, config, threads)
 
 

@@ -77,11 +77,14 @@ def _check_text(text: str, index: int) -> None:
         raise InputError(f"Text {index} is no Unicode text: it has half a surrogate pair or bytes that are no UTF-8.")
 
 
-def batches(lengths: Sequence[int], places: int) -> Iterator[list[int]]:
-    """Indices of rows that are run together: of like length, the longest first, at most `places` with padding."""
+def batches(lengths: Sequence[int], places: int, rows: int | None = None) -> Iterator[list[int]]:
+    """Indices of rows that are run together: of like length, the longest first, at most `places` with padding.
+
+    rows: at most so many, None for any number.
+    """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > places:
+        if batch and ((len(batch) + 1) * lengths[batch[0]] > places or len(batch) == rows):
             yield batch
             batch = []
         batch.append(index)
@@ -106,10 +109,13 @@ class Encoder:
     """model.onnx of an encoder folder, open."""
 
     batch_tokens = BATCH_TOKENS
+    batch_rows: int | None = None
 
     def __init__(self, folder: Path, config: EncoderConfig, threads: int) -> None:
         self._config, self._path = config, folder / GRAPH
-        self._session = open_session(self._path, threads=threads, spinning=config.spinning)
+        self._session = open_session(
+            self._path, threads=threads, spinning=config.spinning, as_written=config.numerics_only
+        )
         self._check_interface()
 
     @property
@@ -161,7 +167,7 @@ class Encoder:
         self._check_rows(rows)
         found: list[Floats] = [np.empty(0, np.float32)] * len(rows)
         per_token = len(self.outputs[name]) == 3
-        for batch in batches([len(row.ids) for row in rows], self.batch_tokens):
+        for batch in batches([len(row.ids) for row in rows], self.batch_tokens, self.batch_rows):
             (output,) = self.run([rows[i] for i in batch], [name])
             for place, i in enumerate(batch):
                 found[i] = output[place, : len(rows[i].ids)] if per_token else output[place]

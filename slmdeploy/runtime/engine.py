@@ -19,6 +19,7 @@ from .decoding import token_array
 from .errors import EngineStoppedError, InputError, QueueFullError, SlmdeployError
 from .generation import room
 from .inflight import Ids, OnEvent
+from .lone_drafting import LoneDrafting
 from .model import Model
 from .paged_rows import PagedRows
 from .radix import RadixTree
@@ -27,6 +28,7 @@ from .rows import BatchRows, Rows, WholePrompts
 from .scheduler import Scheduler
 from .scoring import Scorer, check_room, token_arrays
 from .segments import segment_tree, token_bytes
+from .speculative import Drafter
 from .stepper import Stepper
 
 _LOG = logging.getLogger(__name__)
@@ -250,7 +252,7 @@ class Engine:
 
 def _open(model: Model, settings: EngineSettings) -> _Parts:
     """Open the graphs of the model's tasks, which share the memory for prefixes evenly."""
-    runtime = model.runtime
+    runtime, drafter = model.runtime, model.open_drafter()
     share = settings.prefix_cache_bytes // len(runtime.tasks)
     rows: Rows | None = None
     caches: list[tuple[RadixTree[Any], int]] = []
@@ -265,7 +267,17 @@ def _open(model: Model, settings: EngineSettings) -> _Parts:
     if settings.kv_bytes is not None:
         places = min(places, settings.kv_bytes // token_bytes(runtime))
     scheduler = Scheduler(slots, places, settings.prefill_tokens_per_step)
-    return _Parts(Stepper(rows, scorer, model.codec, runtime, scheduler), rows, tuple(caches))
+    drafting = None if drafter is None else _drafting(model, drafter, rows)
+    return _Parts(Stepper(rows, scorer, model.codec, runtime, scheduler, drafting), rows, tuple(caches))
+
+
+def _drafting(model: Model, drafter: Drafter, rows: Rows | None) -> LoneDrafting:
+    """Guesses for whoever runs alone; InputError where the engine's rows take no tokens back."""
+    if not isinstance(rows, BatchRows):
+        raise InputError(
+            f"{model.path} runs on a GPU, where an engine does not draft: leave out the draft or prompt lookup."
+        )
+    return LoneDrafting(drafter, rows)
 
 
 def _open_rows(model: Model, slots: int, cache_bytes: int) -> tuple[Rows, tuple[RadixTree[Any], int] | None]:

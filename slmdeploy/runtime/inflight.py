@@ -28,6 +28,8 @@ class Counts:
     cache_hit_tokens: int = 0
     cache_miss_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     scored_items: int = 0
     failed_requests: int = 0
 

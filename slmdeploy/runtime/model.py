@@ -15,7 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from . import decoding, openvino_decoding, openvino_pages, openvino_scoring, openvino_session, scoring, standard, static
+from . import (
+    decoding,
+    openvino_decoding,
+    openvino_pages,
+    openvino_scoring,
+    openvino_session,
+    provider_options,
+    scoring,
+    standard,
+    static,
+)
 from .batch_generation import Batch, BatchOfOne, ForcedSequence, TextSequence, TokenSequence, batch_steps, run_batch
 from .batching import BatchDecoder
 from .bundle import RUNTIME, RuntimeConfig, read_runnable, read_runtime, require_listed, thread_count
@@ -23,9 +33,11 @@ from .chat import ChatTemplates, Message
 from .drafting import ModelDraft, PromptLookup
 from .errors import InputError
 from .generation import Completion, Settings, TextOptions, TextRun, TokenLoop, TokenOptions, token_stream
+from .providers import PROVIDERS
 from .speculative import DraftCounts, Drafter, Speculation
 from .tensorrt_decoding import TensorRTDecoder
 from .tensorrt_plan import PLAN, RECIPE
+from .tensorrt_scoring import TensorRTScorer
 from .tensorrt_session import PlanSession, runs_here
 from .text import TOKENIZER, TextCodec, load_tokenizer
 
@@ -55,7 +67,7 @@ def load(
     config = read_runtime(folder)
     config = config if spinning is None else replace(config, spinning=spinning)
     config = config if prefill_chunk is None else replace(config, prefill_chunk=prefill_chunk)
-    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *_graphs(config), *_plan(folder)])
+    require_listed(folder, manifest, [RUNTIME, TOKENIZER, *_graphs(config), *_plan(folder), *_provider(config)])
     model = Model(folder, config, load_tokenizer(folder), thread_count(threads, config.threads))
     if draft is not None and prompt_lookup:
         raise InputError("A draft and prompt lookup do not go together: give one of the two.")
@@ -78,6 +90,11 @@ def _graphs(config: RuntimeConfig) -> list[str]:
 def _plan(folder: Path) -> list[str]:
     """The files of a compiled plan where there is one: no hash may be missing for code that would be run."""
     return [PLAN, RECIPE] if (folder / PLAN).exists() else []
+
+
+def _provider(config: RuntimeConfig) -> list[str]:
+    """The file that says what a compiler behind ONNX Runtime is told, where there is one."""
+    return [provider_options.FILE] if PROVIDERS[config.provider].compiles else []
 
 
 class Model:
@@ -131,6 +148,9 @@ class Model:
         assert self.runtime.score is not None, "read_runtime lets no score task through without its labels"
         if self.runtime.engine == "openvino":
             return openvino_scoring.PagedScorer(self._paged, self.runtime.score)
+        if self.runtime.numerics_only and runs_here(self.path):
+            plan = PlanSession(self.path)
+            return TensorRTScorer(self.path, self.runtime, self.runtime.score, plan.phase, plan.stream)
         return scoring.Scorer(self.path, self.runtime, self.runtime.score, self._threads)
 
     @property
@@ -195,9 +215,14 @@ class Model:
         size = sum(file.stat().st_size for file in self.path.glob(f"{decoding.GRAPH}*"))
         return size // 2 if self.runtime.own_prefill else size
 
+    def open_drafter(self) -> Drafter | None:
+        """A new source of guesses for one sequence; None where nothing drafts. Drafts of one model share its cache."""
+        return None if self._make_drafter is None else self._make_drafter()
+
     @cached_property
     def _speculation(self) -> Speculation | None:
-        return None if self._make_drafter is None else Speculation(self.decoder, self._make_drafter())
+        drafter = self.open_drafter()
+        return None if drafter is None else Speculation(self.decoder, drafter)
 
     @property
     def _loop(self) -> TokenLoop | None:

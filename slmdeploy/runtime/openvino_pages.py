@@ -82,15 +82,14 @@ class PagePool:
     def fork(self, sequence: PagedSequence) -> PagedSequence:
         """A sequence that goes on from another: the full pages are shared, the last one is copied if it is not full."""
         full = sequence.length // self.page
-        forked = PagedSequence(sequence.pages[:full], sequence.length)
-        for page in forked.pages:
-            self._holders[page] += 1
+        own = []
         if sequence.length % self.page:
-            page = self._take()
+            own = [self._take()]  # first of all: where there is no memory nothing has changed
             for buffer in self._buffers.values():
-                buffer[page] = buffer[sequence.pages[full]]
-            forked.pages.append(page)
-        return forked
+                buffer[own[0]] = buffer[sequence.pages[full]]
+        for page in sequence.pages[:full]:
+            self._holders[page] += 1
+        return PagedSequence([*sequence.pages[:full], *own], sequence.length)
 
     def release(self, sequence: PagedSequence) -> None:
         """Give a sequence's pages back; it is empty then."""

@@ -4,6 +4,7 @@ The last one stays as it is, so that a repeated prefix costs nothing; what a rad
 is put together by another copy where it lies in several edges. Knows nothing of sessions or items.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,4 +51,5 @@ class Prefixes:
     def keep(self, prefix: Ids, past: Past) -> None:
         """Keep a prefix whose keys and values are all there."""
         self._tokens, self._last = prefix.tolist(), past
-        self.tree.insert(self._tokens, lambda start, stop: [rows[:, start:stop].copy() for rows in past.rows])
+        with suppress(MemoryError):  # more than the last one can be done without, its scores cannot
+            self.tree.insert(self._tokens, lambda start, stop: [rows[:, start:stop].copy() for rows in past.rows])

@@ -1,9 +1,10 @@
 """What an engine is asked and what it answers: requests, events, settings and figures. Nouns only, no behaviour.
 
 The contract between engine.py and whoever serves it. Of each request the events come in order and from the engine's
-thread: for a GenerateRequest any number of TokenEvent, one ChoiceDone for each choice, then Finished; for a
-ScoreRequest one ScoreEvent. Failed may come instead of what is still missing. So the last event of a request is exactly
-one Finished, ScoreEvent or Failed. Knows neither models nor threads.
+thread: Begun; then for a GenerateRequest any number of TokenEvent, one ChoiceDone for each choice, and Finished; for a
+ScoreRequest one ScoreEvent. A request that ends while it waits has no Begun, and Failed may come instead of what is
+still missing. So the last event of a request is exactly one Finished, ScoreEvent or Failed. Knows neither models nor
+threads.
 """
 
 from collections.abc import Callable, Mapping
@@ -75,6 +76,11 @@ Request = GenerateRequest | ScoreRequest
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """The request waits no longer: what comes next is its prompt, or its first scores."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """A token of a choice, and the text that has become certain with it, perhaps none. End tokens have no event.
 
@@ -133,7 +139,7 @@ class Failed:
     error: SlmdeployError
 
 
-Event = TokenEvent | ChoiceDone | Finished | ScoreEvent | Failed
+Event = Begun | TokenEvent | ChoiceDone | Finished | ScoreEvent | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,5 +205,9 @@ class EngineStats:
     cache_hit_tokens: int = 0
     cache_miss_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    """Tokens that were guessed for a sequence that ran alone."""
+    accepted_tokens: int = 0
+    """Guesses of which each saved a step: behind it the same run gave a further token."""
     scored_items: int = 0
     failed_requests: int = 0

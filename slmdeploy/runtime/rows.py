@@ -92,6 +92,14 @@ class BatchRows:
         """See Rows."""
         return self._batch.step(tokens)
 
+    def judge(self, tokens: Ids) -> Floats:
+        """Append these tokens to row 0, the only one, in one run; the logits behind each, float32 [tokens, vocab]."""
+        return self._batch.judge(tokens)
+
+    def take_back(self, tokens: int) -> None:
+        """Forget so many of the tokens that row 0, the only one, was given last."""
+        self._batch.take_back(tokens)
+
     def keep(self, row: int, ids: Sequence[int]) -> None:
         """See Rows. What a running sequence shares is held, so that its end need only be put behind it."""
         if not self._tree.capacity:

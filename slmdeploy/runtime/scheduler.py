@@ -51,6 +51,7 @@ class Queue:
     def __init__(self) -> None:
         self._jobs: OrderedDict[int, Job] = OrderedDict()
         self._overtaken: dict[int, int] = {}
+        self._passed: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -72,7 +73,10 @@ class Queue:
         return next(patient, None) or min(self, key=lambda job: job.priority, default=None)
 
     def passed(self, job: Job) -> None:
-        """Count that this job went before all that had arrived earlier."""
+        """Count that this job went before all that had arrived earlier; once, in however many pieces it goes."""
+        if job.key in self._passed:
+            return
+        self._passed.add(job.key)
         for earlier in self:
             if earlier.key == job.key:
                 return
@@ -81,6 +85,7 @@ class Queue:
     def remove(self, key: int) -> Job:
         """Take a job out."""
         del self._overtaken[key]
+        self._passed.discard(key)
         return self._jobs.pop(key)
 
 
@@ -122,6 +127,13 @@ class Scheduler:
         self._left = 0 if self._scores_turn else self._prompt_tokens
         self._computed_prompt = False
         return [job.key for job in self._all() if job.deadline is not None and job.deadline <= now]
+
+    def alone(self) -> int | None:
+        """Who runs while nobody else does, be prompts in the making or not: for that one alone guesses pay.
+
+        A step of several shares the reading of the weights already, and no graph runs several tokens of several rows.
+        """
+        return next(iter(self.running)) if len(self.running) == 1 else None
 
     def _all(self) -> Iterator[Job]:
         yield from self.waiting

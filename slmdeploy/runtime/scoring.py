@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,8 @@ from .bundle import RuntimeConfig, ScoreConfig
 from .decoding import token_array
 from .errors import CorruptArtifactError, InputError
 from .prefixes import Past, Prefixes
-from .segments import SegmentTree, segment_tree
-from .session import Binding, as_value, check_interface, kv_names, open_session, physical_cores
+from .segments import Segment, SegmentTree, segment_tree
+from .session import Array, Binding, as_value, check_interface, kv_names, open_session, physical_cores
 
 GRAPH = "score.onnx"
 RUN_TOKENS = 256
@@ -54,7 +55,7 @@ class Scorer:
         self._config, self._path, self._threads = config, folder / GRAPH, threads
         self._labels = len(score.label_ids)
         self._lane_count = (threads or physical_cores()) if config.parallel_items else 1
-        self._nothing = Past(0, [np.zeros((1, 0, width), np.float32) for width in _widths(config)])
+        self._nothing = Past(0, [np.zeros((1, 0, width), np.dtype(config.cache)) for width in _widths(config)])
         self._prefixes = Prefixes(self._nothing, segment_tree(0, config))
 
     @cached_property
@@ -71,9 +72,12 @@ class Scorer:
         return ThreadPoolExecutor(self._lane_count - 1, thread_name_prefix="slmdeploy-lane")
 
     def _open(self, threads: int, count: int) -> "list[Lane]":
-        session = open_session(self._path, threads=threads, spinning=self._config.spinning)
+        session = open_session(
+            self._path, threads=threads, spinning=self._config.spinning, as_written=self._config.numerics_only
+        )
         check_interface(session, self._path, self._config, _INPUTS, "label_logits", kv_rows=True)
-        return [Lane(session, self._path, self._config, self._labels, self._nothing) for _ in range(count)]
+        bound = [BoundSession(session, self._path) for _ in range(count)]
+        return [Lane(one, self._config, self._labels, self._nothing) for one in bound]
 
     def keep_prefixes(self, size_bytes: int) -> SegmentTree:
         """Keep up to so many bytes of prefixes besides the last one; the tree that holds them."""
@@ -149,14 +153,47 @@ class ScoreRun:
         self._count += len(piece)
 
 
-class Lane:
-    """Bindings to one session for one run at a time; lanes of one session may run side by side."""
+class Bound(Protocol):
+    """A scoring graph, and memory of ours that it reads and writes: an array stays bound until another takes its place.
 
-    def __init__(
-        self, session: ort.InferenceSession, path: Path, config: RuntimeConfig, labels: int, nothing: Past
-    ) -> None:
+    Shapes of arrays that are written must be those that the graph computes.
+    """
+
+    def read(self, name: str, array: Array) -> None: ...
+    def write(self, name: str, array: Array) -> None: ...
+    def write_nothing(self) -> None: ...
+    def run(self) -> None: ...
+
+
+class BoundSession:
+    """A session of ONNX Runtime as `Bound`."""
+
+    def __init__(self, session: ort.InferenceSession, path: Path) -> None:
         self._binding = Binding(session, path)
-        self._limit, self._labels = config.max_length, labels
+
+    def read(self, name: str, array: Array) -> None:
+        """Read `name` from this array in the runs to come."""
+        self._binding.set_input(name, as_value(array))
+
+    def write(self, name: str, array: Array) -> None:
+        """Write `name` into this array in the runs to come."""
+        self._binding.set_output(name, as_value(array))
+
+    def write_nothing(self) -> None:
+        """Compute nothing that is not asked for anew."""
+        self._binding.clear_outputs()
+
+    def run(self) -> None:
+        """One run over what is bound."""
+        self._binding.run()
+
+
+class Lane:
+    """What binds one graph for one run at a time; lanes of one session may run side by side."""
+
+    def __init__(self, bound: Bound, config: RuntimeConfig, labels: int, nothing: Past) -> None:
+        self._bound = bound
+        self._limit, self._labels, self._cache = config.max_length, labels, np.dtype(config.cache)
         self._past_names, self._present_names = kv_names(config.layers)
         self._widths = _widths(config)
         self._past = self._bind(nothing)
@@ -197,22 +234,22 @@ class Lane:
             **layout,
         }
         for name, array in inputs.items():
-            self._binding.set_input(name, as_value(array))
-        self._binding.clear_outputs()
-        self._binding.set_output("label_logits", as_value(result))
+            self._bound.read(name, array)
+        self._bound.write_nothing()
+        self._bound.write("label_logits", result)
         kept = self._bind_present(seen + sum(sizes)) if keep else []
-        self._binding.run()
+        self._bound.run()
         return result, Past(seen, [rows[:, :seen] for rows in kept]) if keep else past
 
     def _bind(self, past: Past) -> Past:
         for name, rows in zip(self._past_names, past.rows, strict=True):
-            self._binding.set_input(name, as_value(rows))
+            self._bound.read(name, rows)
         return past
 
-    def _bind_present(self, length: int) -> list[npt.NDArray[np.float32]]:
-        present = [np.empty((1, length, width), np.float32) for width in self._widths]
+    def _bind_present(self, length: int) -> Segment:
+        present = [np.empty((1, length, width), self._cache) for width in self._widths]
         for name, rows in zip(self._present_names, present, strict=True):
-            self._binding.set_output(name, as_value(rows))
+            self._bound.write(name, rows)
         return present
 
 

@@ -19,8 +19,8 @@ SegmentTree = RadixTree[Segment]
 
 
 def token_bytes(config: RuntimeConfig) -> int:
-    """Bytes of keys and values of one token, over all layers, in float32."""
-    return sum(config.kv_heads) * config.head_dim * 2 * 4
+    """Bytes of keys and values of one token, over all layers."""
+    return sum(config.kv_heads) * config.head_dim * 2 * np.dtype(config.cache).itemsize
 
 
 def segment_tree(size_bytes: int, config: RuntimeConfig) -> SegmentTree:

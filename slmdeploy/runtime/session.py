@@ -20,7 +20,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from .bundle import RuntimeConfig
-from .errors import CorruptArtifactError, InputError, ResourceError
+from .errors import CorruptArtifactError, ResourceError
+from .providers import PROVIDERS, attach, not_started
 
 Array = npt.NDArray[np.floating] | npt.NDArray[np.int64]
 
@@ -44,13 +45,19 @@ _FAILURES: tuple[type[Exception], ...] = (
 
 
 def open_session(
-    path: Path, *, threads: int, spinning: bool, as_written: bool = False, provider: str = "cpu"
+    path: Path,
+    *,
+    threads: int,
+    spinning: bool,
+    as_written: bool = False,
+    provider: str = "cpu",
+    settings: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Load a graph; `threads` 0 leaves the number to ONNX Runtime (one per physical core).
 
-    as_written: without fusions, which ONNX Runtime tries on FP8 too and has no kernels for.
+    as_written: without fusions, which ONNX Runtime tries on FP8 too and has no kernels for. settings: the provider's
+    own options. Raises InputError where the provider is missing or does not start.
     """
-    providers = _providers(path, provider)
     options = ort.SessionOptions()
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -63,27 +70,23 @@ def open_session(
     if not has_exact_products():
         # Products in wider numbers: right everywhere, but three times slower where the CPU has no need of it.
         options.add_session_config_entry("session.x64quantprecision", "1")
+    providers = attach(path, provider, options, settings or {})
+    wanted = PROVIDERS[provider]
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
+        # With its fallback ONNX Runtime would print, and then leave the graph to the CPU.
+        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=False)
     except _FAILURES as error:
-        raise _sentence(path, "does not load", error) from error
-    if session.get_providers()[0] != providers[0]:
-        raise InputError(
-            f"{path} runs on an NVIDIA GPU, and ONNX Runtime's CUDA provider does not start here, which would leave it "
-            "to the CPU: see that the driver, CUDA and cuDNN of this onnxruntime-gpu are installed."
-        )
+        found = _sentence(path, "does not load", error)
+        if wanted.compiles and not isinstance(found, ResourceError):
+            raise not_started(path, wanted, str(error)) from error
+        raise found from error
+    except (RuntimeError, ValueError) as error:  # a provider's own failures
+        if provider == "cpu":
+            raise
+        raise not_started(path, wanted, str(error)) from error
+    if session.get_providers()[0] != wanted.name:
+        raise not_started(path, wanted)
     return session
-
-
-def _providers(path: Path, provider: str) -> list[str]:
-    """What runs the graph; InputError where this ONNX Runtime cannot run it on a GPU: a CPU would not be asked for."""
-    if provider == "cpu":
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise InputError(
-            f"{path} runs on an NVIDIA GPU and this ONNX Runtime has no CUDA provider: install onnxruntime-gpu instead."
-        )
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 @cache
@@ -193,9 +196,9 @@ class Binding:
         """Write `name` into this memory in the runs to come; its shape must be the one that the graph computes."""
         self._binding.bind_ortvalue_output(name, value)
 
-    def allocate_output(self, name: str) -> None:
-        """Let ONNX Runtime allocate `name` anew in each run to come."""
-        self._binding.bind_output(name)
+    def allocate_output(self, name: str, device: str = "cpu") -> None:
+        """Let ONNX Runtime allocate `name` anew in each run to come, on "cpu" or "cuda"."""
+        self._binding.bind_output(name, device)
 
     def outputs(self) -> list[ort.OrtValue]:
         """What the last run has written, in the order in which the outputs were bound."""

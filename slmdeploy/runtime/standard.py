@@ -2,19 +2,24 @@
 
 That is what exporters other than ours make, so graphs that were traced or are portable run here, with the methods of
 decoding.py's Decoder. Nothing can be written in place: ONNX Runtime allocates each present, which is handed on as the
-past of the next run as it is, without a copy of ours. Knows nothing of text, sampling or who made the graph.
+past of the next run as it is, without a copy of ours, on the GPU where a provider runs the graph there; not run on one
+yet. Knows nothing of text, sampling or who made the graph.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .bundle import RuntimeConfig
+from .bundle import RuntimeConfig, read_manifest
+from .cuda_cache import DEVICE
 from .decoding import GRAPH, padded, width_masks
 from .kv import too_long
+from .provider_options import PROMPTS, STEPS, engine_place, read_options
+from .providers import PROVIDERS, require
 from .session import Binding, as_value, check_interface, kv_names, open_session
 
 _SMALLEST = 128
@@ -31,19 +36,18 @@ class StandardDecoder:
         """Counts the sequences begun, so that whoever continues one can tell that the past is still its own."""
         self.length = 0
         self._path = folder / GRAPH
-        self._session = open_session(
-            self._path, threads=threads, spinning=config.spinning, as_written=config.numerics_only
-        )
-        self._positions = "position_ids" in {node.name for node in self._session.get_inputs()}
+        self._prompts, steps = _open_phases(folder, config, threads)
+        self._device = "cpu" if config.provider == "cpu" else DEVICE
+        self._positions = "position_ids" in {node.name for node in steps.get_inputs()}
         inputs = ("input_ids", "attention_mask", *(["position_ids"] if self._positions else []))
-        check_interface(self._session, self._path, config, dict.fromkeys(inputs, "int64"), "logits")
+        check_interface(steps, self._path, config, dict.fromkeys(inputs, "int64"), "logits")
         self._past_names, self._present_names = kv_names(config.layers)
         self._past: list[ort.OrtValue] = []
         self._masks: list[ort.OrtValue] = []
         self._token, self._position = np.zeros((2, 1, 1), np.int64)
         self._row = np.zeros((1, 1, config.vocab_size), np.float32)
         self._last: Floats = self._row.reshape(-1)
-        self._step = Binding(self._session, self._path)
+        self._step = Binding(steps, self._path)
         self._step.set_input("input_ids", as_value(self._token))
         if self._positions:
             self._step.set_input("position_ids", as_value(self._position))
@@ -85,8 +89,13 @@ class StandardDecoder:
     def batch(self, rows: Sequence[Ids]) -> list[Floats]:
         """One right-padded prefill over rows of unequal lengths; the last logits of each, float32 [vocab].
 
-        Touches nothing of the sequence that steps continue.
+        Touches nothing of the sequence that steps continue. What is compiled takes one row behind the other.
         """
+        if PROVIDERS[self.config.provider].compiles:
+            return [self._batch([row])[0] for row in rows]
+        return self._batch(rows)
+
+    def _batch(self, rows: Sequence[Ids]) -> list[Floats]:
         ids, mask = padded(rows, self.config.max_length)
         logits = np.empty((*ids.shape, self.config.vocab_size), np.float32)
         binding = self._bound(ids, as_value(mask), logits)
@@ -96,7 +105,7 @@ class StandardDecoder:
         return [logits[i, row.size - 1] for i, row in enumerate(rows)]
 
     def _bound(self, ids: Ids, mask: ort.OrtValue, logits: Floats) -> Binding:
-        binding = Binding(self._session, self._path)
+        binding = Binding(self._prompts, self._path)
         binding.set_input("input_ids", as_value(ids))
         binding.set_input("attention_mask", mask)
         if self._positions:
@@ -108,7 +117,7 @@ class StandardDecoder:
         """Run behind the past, whose place the present then takes."""
         for past, present, value in zip(self._past_names, self._present_names, self._past, strict=True):
             binding.set_input(past, value)
-            binding.allocate_output(present)
+            binding.allocate_output(present, self._device)
         binding.run()
         # The outputs stand in the order of their binding: the logits first.
         self._past = binding.outputs()[1:]
@@ -117,3 +126,24 @@ class StandardDecoder:
     def _empty_past(self, rows: int) -> list[ort.OrtValue]:
         heads = (heads for heads in self.config.kv_heads for _ in range(2))
         return [as_value(np.empty((rows, count, 0, self.config.head_dim), self.config.cache)) for count in heads]
+
+
+def _open_phases(
+    folder: Path, config: RuntimeConfig, threads: int
+) -> tuple[ort.InferenceSession, ort.InferenceSession]:
+    """The sessions that prompts and steps run in: one and the same, or one compiled for each."""
+    path, provider = folder / GRAPH, config.provider
+    opened = partial(open_session, path, threads=threads, spinning=config.spinning, provider=provider)
+    if not PROVIDERS[provider].compiles:
+        session = opened(as_written=config.numerics_only)
+        return session, session
+    require(path, provider)
+    options = read_options(folder)
+    content = {name: entry.sha256 for name, entry in read_manifest(folder).files.items() if ".onnx" in name}
+    about = {"provider": provider, "onnxruntime": ort.__version__, **options.to_json()}
+
+    def of(phase: str) -> ort.InferenceSession:
+        place = engine_place(content, {"phase": phase, **about})
+        return opened(as_written=True, settings=options.of(phase, provider, place))
+
+    return of(PROMPTS), of(STEPS)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .bundle import RuntimeConfig
 from .decoding import GRAPH, padded
+from .errors import InputError
 from .kv import KvCache
 from .session import Binding, as_value, check_interface, kv_names, open_session
 
@@ -30,6 +31,8 @@ class StaticDecoder:
         self.sequence = 0
         """Counts the sequences begun, so that whoever continues one can tell that the cache still holds it."""
         self._path = folder / GRAPH
+        if config.provider != "cpu":  # nothing there promises that what is written in place is seen by the next run
+            raise InputError(f"{folder} has a static cache, which runs on a CPU alone: export it with --opset 23.")
         self._session = open_session(
             self._path, threads=threads, spinning=config.spinning, as_written=config.numerics_only
         )

@@ -16,7 +16,8 @@ from .bundle import RuntimeConfig
 from .choices import Choice
 from .errors import DeadlineError, InputError, RequestCancelledError, ResourceError, SlmdeployError
 from .inflight import Counts, Generation, OnEvent, Scoring, Sequence
-from .requests import ChoiceDone, EndReason, Event, Failed, Finished, GenerateRequest, ScoreEvent, Usage
+from .lone_drafting import LoneDrafting
+from .requests import Begun, ChoiceDone, EndReason, Event, Failed, Finished, GenerateRequest, ScoreEvent, Usage
 from .rows import Rows
 from .scheduler import Job, Piece, Scheduler
 from .score_runs import WholeScorer, begin_run
@@ -39,6 +40,7 @@ class Stepper:
         codec: TextCodec,
         config: RuntimeConfig,
         scheduler: Scheduler,
+        drafting: LoneDrafting | None = None,
     ) -> None:
         self.counts = Counts()
         self.failure: SlmdeployError | None = None
@@ -49,6 +51,7 @@ class Stepper:
         """How many of them have not begun; right at any time, also for other threads."""
         self.scheduler = scheduler
         self._rows, self._scorer, self._codec, self._config = rows, scorer, codec, config
+        self._drafting = drafting
         self._keys = itertools.count()
         self._sequences: dict[int, Sequence] = {}
         self._scorings: dict[int, Scoring] = {}
@@ -115,21 +118,51 @@ class Stepper:
             self._fail(self._scorings[key], DeadlineError("The request ran out of the time that it was given."))
 
     def _decode(self) -> None:
-        """A step of all rows."""
+        """A step of all rows, or of the only one over what is guessed to follow."""
         running = tuple(self._in_rows)
         if not running or self._rows is None:
             return
         last = np.array([_last_token(sequence) for sequence in running], np.int64)
         try:
-            logits = self._rows.step(last)
+            guesses = self._guesses()
+            if guesses and self._drafting is not None:
+                logits = self._drafting.run(int(last[0]), guesses)
+            else:
+                logits = self._rows.step(last)
         except Exception as error:
             self._broken(error, {sequence.request for sequence in running})
             return
         self._failures = 0
         self.counts.batch_sizes[len(running)] = self.counts.batch_sizes.get(len(running), 0) + 1
-        for sequence, row in zip(running, logits, strict=True):
-            self._take(sequence, row)
+        if guesses:
+            self._judge(running[0], guesses, logits)
+        else:
+            for sequence, row in zip(running, logits, strict=True):
+                self._take(sequence, row)
         self._sweep()
+
+    def _guesses(self) -> list[int]:
+        """What may follow in the row of the one that runs alone; nothing where nobody does or nothing drafts."""
+        key = self.scheduler.alone()
+        if self._drafting is None or key is None:
+            return []
+        sequence = self._sequences[key]
+        assert sequence.choice is not None, "a choice in a row has taken its first token"
+        made, left = sequence.choice.token_ids, sequence.choice.left
+        return self._drafting.guess(key, sequence.request.asked.prompt_ids, made, left)
+
+    def _judge(self, sequence: Sequence, guesses: list[int], logits: Floats) -> None:
+        """Let a choice have row after row of logits, as long as it takes the token that was guessed."""
+        assert self._drafting is not None, "whoever guessed judges"
+        accepted = 0
+        for guess, row in zip([*guesses, None], logits, strict=True):
+            self._take(sequence, row)
+            if sequence.over or _last_token(sequence) != guess:
+                break
+            accepted += 1
+        self._drafting.used(guesses, accepted)
+        self.counts.drafted_tokens += len(guesses)
+        self.counts.accepted_tokens += accepted
 
     def _prompts(self) -> None:
         """As much of prompts as the scheduler says."""
@@ -157,7 +190,8 @@ class Stepper:
             request.begun, request.cached_tokens = True, found
             self.queued -= 1
             self._count_prompt(request.prompt.size, found)
-        return True
+            self._emit(request, Begun())
+        return not sequence.over
 
     def _count_prompt(self, tokens: int, found: int) -> None:
         self.counts.prompt_tokens += tokens
@@ -221,6 +255,9 @@ class Stepper:
                 request.run = begin_run(self._scorer, request.prefix, request.items)
                 self.queued -= 1
                 self._count_prompt(request.prefix.size, request.run.cached_tokens)
+                self._emit(request, Begun())
+                if request.number not in self.requests:
+                    return
             request.run.advance()
         except Exception as error:
             self._broken(error, [request])
@@ -309,7 +346,7 @@ class Stepper:
         """Hand an event out. Who cannot take it gets no more of them."""
         try:
             request.on_event(event)
-        except Exception:
+        except BaseException:  # not even an exit of a receiver's may end the thread that others wait for
             _LOG.exception("A receiver of events failed, so its request ends.")
             if request.number in self.requests:
                 self._forget(request)

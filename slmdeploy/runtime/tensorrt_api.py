@@ -72,6 +72,7 @@ RUNNING: Mapping[str, tuple[str, ...]] = {
         "get_tensor_name",
         "get_tensor_mode",
         "get_tensor_dtype",
+        "get_tensor_shape",
         "num_optimization_profiles",
     ),
     "IExecutionContext": (

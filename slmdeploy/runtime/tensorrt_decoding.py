@@ -9,7 +9,6 @@ the host's memory behind those. **Not run on a GPU yet.**
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +16,12 @@ import numpy.typing as npt
 from .bundle import RuntimeConfig
 from .kv import too_long
 from .session import kv_names
+from .tensorrt_memory import Buffer, Device, Recorded
 from .tensorrt_session import Call
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 _FLOAT_BYTES = 4
-
-
-class Recorded(Protocol):
-    """Work that can be done again at once."""
-
-    def launch(self) -> None: ...
-
-
-class Device(Protocol):
-    """Memory on a GPU and the queue of its work: cuda_device.py's Stream."""
-
-    def allocate(self, size: int) -> int: ...
-    def release(self, address: int) -> None: ...
-    def upload(self, array: npt.NDArray[Any], address: int) -> None: ...
-    def download(self, address: int, array: npt.NDArray[Any]) -> None: ...
-    def wait(self) -> None: ...
-    def begin_capture(self) -> None: ...
-    def end_capture(self) -> Recorded: ...
 
 
 class TensorRTDecoder:
@@ -167,14 +149,14 @@ class _Place:
     """A call with memory for what it reads beside the cache, and for its logits."""
 
     def __init__(self, call: Call, device: Device) -> None:
-        self.call, self.logits = call, _Buffer(device)
+        self.call, self.logits = call, Buffer(device)
         self._device = device
-        self._inputs: dict[str, _Buffer] = {}
+        self._inputs: dict[str, Buffer] = {}
         self._sent: Mapping[str, Ids] = {}
 
     def room_for(self, name: str, array: Ids) -> int:
         """The address of an input that is as large as ``array``."""
-        buffer = self._inputs.setdefault(name, _Buffer(self._device))
+        buffer = self._inputs.setdefault(name, Buffer(self._device))
         buffer.hold(array.nbytes)
         return buffer.address
 
@@ -183,18 +165,3 @@ class _Place:
         self._sent = tokens  # copies may still read them when this returns
         for name, array in tokens.items():
             self._device.upload(array, self._inputs[name].address)
-
-
-class _Buffer:
-    """Memory on the device that grows and never shrinks, so that its address stays while nothing longer comes."""
-
-    def __init__(self, device: Device) -> None:
-        self._device, self._size = device, 0
-        self.address = 0
-
-    def hold(self, size: int) -> None:
-        """Make room for ``size`` bytes; what was there is lost where it had to grow."""
-        if size > self._size:
-            if self._size:
-                self._device.release(self.address)
-            self.address, self._size = self._device.allocate(size), size

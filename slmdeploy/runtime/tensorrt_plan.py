@@ -99,19 +99,20 @@ def read_recipe(folder: Path) -> Recipe:
         module=module,
         version=fields.string("version", 64),
         compute_capabilities=tuple(fields.items("compute_capabilities", "numbers such as 8.9", _is_capability, low=1)),
-        driver=_optional(fields, "driver", 1 << 20),
+        driver=optional_integer(fields, "driver", 1 << 20),
         graph_sha256=fields.string("graph_sha256", 64),
-        phases=tuple(_phase(fields, index, value) for index, value in enumerate(_phases(fields))),
-        capacity=_optional(fields, "capacity", 1 << 24),
+        phases=read_phases(fields),
+        capacity=optional_integer(fields, "capacity", 1 << 24),
         workspace_bytes=fields.integer("workspace_bytes", 1, 1 << 44),
-        level=_optional(fields, "level", 5),
+        level=optional_integer(fields, "level", 5),
         options=tuple(fields.items("options", "strings", lambda value: isinstance(value, str))),
     )
     fields.finish()
     return recipe
 
 
-def _optional(fields: Fields, key: str, high: int) -> int | None:
+def optional_integer(fields: Fields, key: str, high: int) -> int | None:
+    """An integer from 0 to ``high``, or null."""
     return None if fields.get(key) is None else fields.integer(key, 0, high)
 
 
@@ -122,8 +123,10 @@ def _is_capability(value: Any) -> bool:
     return len(parts) == 2 and all(part.isdigit() for part in parts)
 
 
-def _phases(fields: Fields) -> list[Any]:
-    return fields.items("phases", "objects", lambda value: isinstance(value, dict), low=1, high=16)
+def read_phases(fields: Fields) -> tuple[Phase, ...]:
+    """The key ``phases``: objects with a name and, by input, three shapes."""
+    found = fields.items("phases", "objects", lambda value: isinstance(value, dict), low=1, high=16)
+    return tuple(_phase(fields, index, value) for index, value in enumerate(found))
 
 
 def _phase(fields: Fields, index: int, value: dict[str, Any]) -> Phase:

@@ -13,7 +13,7 @@ from .errors import CorruptArtifactError, InputError, ResourceError
 from .tensorrt_api import PRODUCTS, load
 from .tensorrt_plan import PLAN, Machine, Recipe, mismatch, read_recipe
 
-_REMEDY = "build it again for this machine with `slmdeploy build`"
+_REMEDY = "make one for this machine with `slmdeploy recompile`"
 
 
 class Context(Protocol):
@@ -67,10 +67,10 @@ class PlanSession:
         reason = unavailable(folder)
         if reason:
             raise InputError(f"{folder} cannot be run here: {reason}.")
-        module: Any = load(recipe.module)
+        self._api: Any = load(recipe.module)
         self.stream = Stream()
         self._path, self._recipe = folder / PLAN, recipe
-        self._runtime = module.Runtime(module.Logger(module.Logger.ERROR))
+        self._runtime = self._api.Runtime(self._api.Logger(self._api.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(self._path.read_bytes())
         if self._engine is None:
             raise CorruptArtifactError(f"{self._path} cannot be opened by {recipe.title}; {_REMEDY}.")
@@ -79,6 +79,19 @@ class PlanSession:
     def inputs(self) -> frozenset[str]:
         """The names of what the plan reads."""
         return frozenset(self._recipe.phases[0].shapes)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows in the largest batch that the plan takes."""
+        return self._recipe.phases[0].shapes["input_ids"][2][0]
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """The shape of what the plan writes, by name; -1 for a size that depends on what it reads."""
+        engine = self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        written = [name for name in names if engine.get_tensor_mode(name) == self._api.TensorIOMode.OUTPUT]
+        return {name: tuple(engine.get_tensor_shape(name)) for name in written}
 
     def phase(self, name: str) -> PhaseCall:
         """The call of a phase; ResourceError where the GPU has no memory for it."""

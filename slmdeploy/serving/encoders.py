@@ -132,18 +132,20 @@ class MicroBatcher:
             self._figures.latency("queue_ms", 1e3 * (now - job.arrived))
             if job.deadline <= now:
                 job.finish(DeadlineError("The request waited longer than this server works on one."))
-        if not alive:
-            return
+        if alive:
+            self._compute(alive)
+
+    def _compute(self, jobs: list[_Job]) -> None:
         try:
-            found = self._model.encoder.rows([row for job in alive for row in job.rows], self._output)
+            found = self._model.encoder.rows([row for job in jobs for row in job.rows], self._output)
         except SlmdeployError as error:
-            self._apart(alive, error)
+            self._apart(jobs, error)
             return
         except Exception as error:  # a native failure: these requests fail, the thread goes on
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            self._apart(alive, EngineStoppedError(f"The encoder failed ({reason})."))
+            self._apart(jobs, EngineStoppedError(f"The encoder failed ({reason})."))
             return
-        for job in alive:
+        for job in jobs:
             job.finish(found[: len(job.rows)])
             found = found[len(job.rows) :]
 
@@ -153,7 +155,7 @@ class MicroBatcher:
             jobs[0].finish(error)
             return
         for job in jobs:
-            self._answer([job])
+            self._compute([job])
 
 
 class EncoderService:

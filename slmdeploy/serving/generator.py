@@ -17,6 +17,7 @@ from slmdeploy.runtime.decoding import token_array
 from slmdeploy.runtime.generation import Settings
 from slmdeploy.runtime.model import Model
 from slmdeploy.runtime.requests import (
+    Begun,
     ChoiceDone,
     Event,
     Finished,
@@ -190,7 +191,7 @@ class Generator:
         self._short_enough(prefix_ids + max(item_ids, key=len))
         deadline = time.monotonic() + self.settings.deadline_s
         asked = ScoreRequest(prefix_ids, item_ids, deadline=deadline)
-        found = await unless_gone(http, self._scored(asked))
+        found = await unless_gone(http, self._scored(asked, http.state.arrived))
         self._figures.latency("score_ms", 1e3 * (time.monotonic() - http.state.arrived))
         prompt = len(prefix_ids) + sum(map(len, item_ids))
         usage = usage_object([Usage(prompt, found.cached_tokens, 0)])
@@ -201,10 +202,12 @@ class Generator:
         ids = tuple(self._codec.prompt(prefix, "prefix"))
         return ids, tuple(tuple(self._codec.item(item, f"item {i}")) for i, item in enumerate(items))
 
-    async def _scored(self, asked: ScoreRequest) -> ScoreEvent:
+    async def _scored(self, asked: ScoreRequest, arrived: float) -> ScoreEvent:
         async with Run(self.engine, [asked], None) as run, aclosing(run.events()) as events:
             async for _, each in events:
-                if isinstance(each, ScoreEvent):
+                if isinstance(each, Begun):
+                    self._figures.latency("queue_ms", 1e3 * (time.monotonic() - arrived))
+                elif isinstance(each, ScoreEvent):
                     return each
         raise AssertionError("a request ends with its answer or an error")
 
@@ -213,6 +216,7 @@ class _Answer:
     """The choices of all prompts of one HTTP request as their events come; each has a stopwatch."""
 
     def __init__(self, figures: Figures, requests: Sequence[GenerateRequest], arrived: float) -> None:
+        self._figures, self._arrived = figures, arrived
         self._each = requests[0].n
         self.choices = [Choice() for request in requests for _ in range(request.n)]
         self.usages: list[Usage] = []
@@ -224,7 +228,9 @@ class _Answer:
 
     def take(self, source: int, each: Event) -> None:
         """Add an event."""
-        if isinstance(each, Finished):
+        if isinstance(each, Begun):
+            self._figures.latency("queue_ms", 1e3 * (time.monotonic() - self._arrived))
+        elif isinstance(each, Finished):
             self.usages.append(each.usage)
         elif isinstance(each, TokenEvent):
             index = self.index(source, each.choice)

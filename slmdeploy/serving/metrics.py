@@ -19,9 +19,9 @@ from slmdeploy.runtime.requests import EngineStats
 PREFIX = "slmdeploy_"
 BUCKETS_MS = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000, 10000, 30000, 60000)
 """From a step of a small model to a deadline; between neighbours a percentile is uncertain by half of the gap."""
-OF_DECODER = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms", "score_ms")
-OF_ENCODER = ("encode_ms", "score_ms", "queue_ms")
-"""What each kind of server measures; how long a request waits for a decoder is part of its ttft_ms."""
+OF_DECODER = ("queue_ms", "ttft_ms", "tpot_ms", "itl_ms", "e2e_ms", "score_ms")
+OF_ENCODER = ("queue_ms", "encode_ms", "score_ms")
+"""What each kind of server measures."""
 
 
 class Figures:
@@ -87,6 +87,8 @@ _COUNTERS = {
     "prefix_cache_hit_tokens": ("cache_hit_tokens", "Tokens of prompts and prefixes found in the prefix cache."),
     "prefix_cache_miss_tokens": ("cache_miss_tokens", "Tokens of prompts and prefixes that had to be computed."),
     "generated_tokens": ("generated_tokens", "New tokens."),
+    "drafted_tokens": ("drafted_tokens", "Tokens guessed by the draft or looked up."),
+    "accepted_tokens": ("accepted_tokens", "Guesses that saved a step of decoding."),
     "scored_items": ("scored_items", "Items scored."),
     "engine_failed_requests": ("failed_requests", "Requests that ended with an error."),
 }

@@ -52,8 +52,9 @@ def listen(host: str, port: int, stall_s: float) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InputError(f"--host {host} is no address of this machine ({error.strerror or error}).") from None
+    except (OSError, UnicodeError) as error:  # the latter of what is no name of a host
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--host {host} is no address of this machine ({reason}).") from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):

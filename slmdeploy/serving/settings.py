@@ -57,5 +57,5 @@ class ServerSettings:
                 raise InputError(f"{name} must be more than 0, not {getattr(self, name)}.")
         for text in self.budget:
             parse_constraint(text)
-        if self.drain_s < 0:
+        if not self.drain_s >= 0:
             raise InputError(f"drain_s must be 0 or more, not {self.drain_s}.")

@@ -16,6 +16,7 @@ from slmdeploy.specs.budgets import (
 )
 from slmdeploy.specs.compilers import Compiler
 from slmdeploy.specs.distillation import DistillStage, distill_stage
+from slmdeploy.specs.encoder_recipes import EncoderRecipe
 from slmdeploy.specs.encoders import EncoderStage, TextColumns, encoder_stage
 from slmdeploy.specs.latency import LatencyLimit, parse_latency
 from slmdeploy.specs.mixtures import Mixture, data_inputs, is_mixture, load_mixture
@@ -32,16 +33,16 @@ from slmdeploy.specs.profiles import (
     list_profiles,
     load_profile,
 )
+from slmdeploy.specs.recipe_files import choose_workloads, load_recipe
 from slmdeploy.specs.recipes import (
     BudgetSection,
     Candidates,
     DataSource,
     ModelSource,
     PackagePlan,
+    Project,
     PrunePlan,
     Recipe,
-    choose_workloads,
-    load_recipe,
 )
 from slmdeploy.specs.targets import Target, list_targets, load_target
 from slmdeploy.specs.workloads import ENCODER_TASKS, Workload, named_workload
@@ -57,6 +58,7 @@ __all__ = [
     "Constraint",
     "DataSource",
     "DistillStage",
+    "EncoderRecipe",
     "EncoderStage",
     "Fp8",
     "Gate",
@@ -66,6 +68,7 @@ __all__ = [
     "Objective",
     "PackagePlan",
     "Profile",
+    "Project",
     "PrunePlan",
     "Recipe",
     "Requires",

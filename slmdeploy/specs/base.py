@@ -7,7 +7,7 @@ inheritance and no interpolation: a file says everything it means.
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,14 +32,23 @@ AboveZero = Annotated[float, Field(gt=0.0, strict=False)]
 
 def load_toml(path: Path, spec: type[S]) -> S:
     """Read ``path`` as ``spec``; every way in which it can be wrong is one SpecError naming file, key and remedy."""
+    return checked(read_toml(path), spec, path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file, whatever they mean. Raises InputError or SpecError where it cannot be read as TOML."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path} is not valid TOML: {error}") from error
+
+
+def checked(content: dict[str, Any], spec: type[S], path: Path) -> S:
+    """``content`` of the file ``path`` as ``spec``, or the SpecError that `load_toml` promises."""
     try:
         return spec.model_validate(content)
     except ValidationError as error:

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import rounding
-from slmdeploy.building.onnxruntime import open_folder, read_model, write_folder
+from slmdeploy.building.calibration import count
+from slmdeploy.building.fp8 import activation_scale
+from slmdeploy.building.onnxruntime import SCORE, open_folder, read_model, write_folder, write_runtime
 from slmdeploy.building.quantize import HEAD, parts
 from slmdeploy.specs import SessionOptions
 from tests.building.small import relative_error, write_graph
@@ -42,3 +44,18 @@ def test_one_scale_per_tensor_is_near_and_leaves_the_head(tmp_path: Path) -> Non
     write_folder(model, graph, tmp_path / "built", precision="mixed", session=SessionOptions())
     error = relative_error(open_folder(tmp_path / "built").logits(IDS), open_folder(graph).logits(IDS))
     assert 0 < error < 0.1
+
+
+def test_fp8_is_near_and_leaves_the_head(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "graph")
+    model = read_model(graph)
+    scales = {name: activation_scale(found, "max") for name, found in count(graph, [IDS]).items()}
+    rounding.quantize_fp8(model, scales)
+    left = [node.name for node in model.graph if node.op_type == "MatMul" and node.inputs[1].const_value is not None]
+    assert left == [HEAD]
+    (tmp_path / "built").mkdir()
+    write_folder(model, graph, tmp_path / "built", precision="mixed", session=SessionOptions())
+    (tmp_path / "built" / SCORE).unlink()
+    write_runtime(tmp_path / "built", tmp_path / "built", numerics_only=True)
+    error = relative_error(open_folder(tmp_path / "built").logits(IDS), open_folder(graph).logits(IDS))
+    assert 0 < error < 0.2

@@ -10,6 +10,9 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from slmdeploy.building.folding import places
+from slmdeploy.building.onnxruntime import read_model
+from slmdeploy.building.preparing import write_prepared
 from slmdeploy.building.rewriting import MICROSOFT
 from tests.graphs import write_manifest, write_tiny_graph
 
@@ -80,3 +83,16 @@ def write_graph(folder: Path, *, tied: bool = False, **sizes: Any) -> Path:
                         size_threshold=256)  # fmt: skip
     write_manifest(folder, kind="graph")
     return folder
+
+
+def write_planted(root: Path) -> Path:
+    """A graph folder whose layers read a channel that is 64 times as large as it need be."""
+    plain = write_graph(root / "plain")
+    model = read_model(plain)
+    for place in places(model.graph):
+        shrink = np.ones(place.size, np.float32)
+        shrink[3] = 1 / 64
+        place.divide(shrink)
+    write_prepared(model, plain, root / "planted")
+    write_manifest(root / "planted", kind="graph")
+    return root / "planted"

@@ -8,6 +8,7 @@ import pytest
 
 from slmdeploy.building.folding import linear_behind, places
 from slmdeploy.building.onnxruntime import open_folder, read_model, write_folder
+from slmdeploy.building.rewriting import MICROSOFT
 from slmdeploy.specs import SessionOptions
 from tests.building.small import Array, constant, linear, model_of, normal, run, write_graph
 
@@ -57,8 +58,29 @@ def test_a_gated_mlp_hands_factors_to_its_linear_half_bias_included() -> None:
     np.testing.assert_array_equal(place.weights()[0], down * 4)
 
 
-def gated(weight: Array, bias: Array, down: Array) -> ir.Model:
-    """silu-like(gate) * up of x @ weight + bias, times down."""
+def test_halves_of_the_rows_are_no_columns() -> None:
+    model = gated(normal(8, 24), normal(24, seed=1), normal(24, 8, seed=2), axis=0)
+    assert [place.kind for place in places(model.graph)] == []
+
+
+def test_a_bias_of_the_sum_is_none_of_its_norm() -> None:
+    gain, bias, weight = constant("gain", normal(16)), constant("bias", normal(16, seed=1)), normal(16, 4, seed=2)
+    source = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", 1, 16]))
+    layer = constant("layer.weight", weight)
+    kind, epsilon = "SkipSimplifiedLayerNormalization", {"epsilon": 1e-5}
+    norm = ir.node(kind, [source, source, gain, bias], attributes=epsilon, domain=MICROSOFT, name="norm")
+    product = ir.node("MatMul", [norm.outputs[0], layer], name="layer")
+    norm.outputs[0].name, product.outputs[0].name = "normed", "y0"
+    product.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    model, x = model_of([norm, product], source, [gain, bias, layer]), normal(5, 1, 16, seed=3)
+    (before,) = run(model, x)
+    (place,) = places(model.graph)
+    place.divide(np.full(16, 4, np.float32))
+    np.testing.assert_array_equal(run(model, x)[0], before)
+
+
+def gated(weight: Array, bias: Array, down: Array, axis: int = -1) -> ir.Model:
+    """silu-like(gate) * up of x @ weight + bias, times down; gate and up are halves along ``axis``."""
     source = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", len(weight)]))
     constants = [
         constant("gate_up.weight", weight),
@@ -68,7 +90,7 @@ def gated(weight: Array, bias: Array, down: Array) -> ir.Model:
     ]
     product = ir.node("MatMul", [source, constants[0]], name="gate_up")
     added = ir.node("Add", [product.outputs[0], constants[1]], name="gate_up.add")
-    halves = ir.node("Split", [added.outputs[0], constants[2]], attributes={"axis": -1}, num_outputs=2, name="split")
+    halves = ir.node("Split", [added.outputs[0], constants[2]], attributes={"axis": axis}, num_outputs=2, name="split")
     active = ir.node("Sigmoid", [halves.outputs[0]], name="active")
     both = ir.node("Mul", [active.outputs[0], halves.outputs[1]], name="both")
     end = ir.node("MatMul", [both.outputs[0], constants[3]], name="down")

@@ -84,3 +84,6 @@ def test_moments_are_those_of_what_the_layers_read(tmp_path: Path, monkeypatch: 
     for name in names:
         np.testing.assert_allclose(narrow(name), found[name], rtol=1e-5, atol=1e-6)
         assert list(narrow._held) == [name]
+    narrow.forget()
+    assert not narrow._held
+    np.testing.assert_allclose(narrow(names[0]), found[names[0]], rtol=1e-5, atol=1e-6)

@@ -11,17 +11,16 @@ from slmdeploy.building import build as verb
 from slmdeploy.building import phases, preparing
 from slmdeploy.building.build import build
 from slmdeploy.building.folding import places, put
-from slmdeploy.building.onnxruntime import open_folder, read_model
-from slmdeploy.building.preparing import prepared, product_of, refuse_for_encoders, write_prepared
+from slmdeploy.building.onnxruntime import open_folder
+from slmdeploy.building.preparing import prepared, product_of, refuse_for_encoders
 from slmdeploy.building.reference import Reference
 from slmdeploy.building.rewriting import weight_array
 from slmdeploy.building.smooth import w8a8_product
 from slmdeploy.errors import GateError, InputError
 from slmdeploy.runtime.model import load
 from slmdeploy.specs import Profile
-from tests.building.small import relative_error, write_graph
+from tests.building.small import relative_error, write_graph, write_planted
 from tests.building.test_build import INT4, LENIENT, SPEED, profile
-from tests.graphs import write_manifest
 
 IDS = [0, 5, 9, 33, 100, 7]
 W8A8 = {"scheme": "w8a8", "bits": 8}
@@ -29,17 +28,7 @@ W8A8 = {"scheme": "w8a8", "bits": 8}
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder one channel of whose normed stream is 64 times as large as it need be."""
-    root = tmp_path_factory.mktemp("preparing")
-    plain = write_graph(root / "plain")
-    model = read_model(plain)
-    for place in places(model.graph):
-        shrink = np.ones(place.size, np.float32)
-        shrink[3] = 1 / 64
-        place.divide(shrink)
-    write_prepared(model, plain, root / "graph")
-    write_manifest(root / "graph", kind="graph")
-    return root / "graph"
+    return write_planted(tmp_path_factory.mktemp("preparing"))
 
 
 @pytest.fixture(autouse=True)

@@ -89,6 +89,11 @@ def test_a_stream_that_leaves_the_graph_and_a_shared_table_are_refused() -> None
     with pytest.raises(InputError, match="Add 'twice' does more"):
         rotate(model)
     model = normed(normal(16, 16), np.ones(16, np.float32))
+    (norm,) = [node for node in model.graph if node.name == "norm"]
+    model.graph.outputs.append(norm.outputs[0])
+    with pytest.raises(InputError, match="SimplifiedLayerNormalization 'norm' does more"):
+        rotate(model)
+    model = normed(normal(16, 16), np.ones(16, np.float32))
     table = next(node for node in model.graph if node.op_type == "Gather").inputs[0]
     model.graph.append(ir.node("Identity", [table], name="again"))
     with pytest.raises(InputError, match=r"Gather .* does more"):

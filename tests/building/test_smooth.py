@@ -10,7 +10,7 @@ from slmdeploy.building.folding import places
 from slmdeploy.building.onnxruntime import open_folder, read_model, write_folder
 from slmdeploy.building.smooth import ALPHAS, Inputs, blocks_product, factors, smooth, w8a8_product
 from slmdeploy.specs import SessionOptions
-from tests.building.small import normal, relative_error, write_graph
+from tests.building.small import normal, relative_error, write_planted
 from tests.building.test_rotation import normed
 
 IDS = [0, 5, 9, 33, 100, 7, 8]
@@ -19,17 +19,7 @@ SEQUENCES = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 12, 13]]
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A graph whose layers read a channel that is 64 times as large as it was."""
-    root = tmp_path_factory.mktemp("smooth")
-    graph = write_graph(root / "graph")
-    model = read_model(graph)
-    for place in places(model.graph):
-        shrink = np.ones(place.size, np.float32)
-        shrink[3] = 1 / 64
-        place.divide(shrink)
-    (root / "planted").mkdir()
-    write_folder(model, graph, root / "planted", precision="fp32", session=SessionOptions())
-    return root / "planted"
+    return write_planted(tmp_path_factory.mktemp("smooth"))
 
 
 @pytest.mark.parametrize("alpha", [None, 0.5])
@@ -88,3 +78,10 @@ def test_4_bit_products_are_those_of_blocks() -> None:
     exact = rows @ weight
     assert 0.03 < relative_error(coarse, exact) < 0.2
     assert relative_error(fine, exact) < 0.01
+
+
+def test_steps_of_8_bits_suit_rows_however_small_they_are() -> None:
+    rows, weight = normal(9, 40), normal(40, 8, seed=1)
+    small = w8a8_product(rows * np.float32(2**-20), weight) * np.float32(2**20)
+    np.testing.assert_array_equal(small, w8a8_product(rows, weight))
+    np.testing.assert_array_equal(w8a8_product(rows * 0, weight), np.zeros((9, 8)))

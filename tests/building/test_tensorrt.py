@@ -25,10 +25,11 @@ from slmdeploy.runtime import tensorrt_api
 from slmdeploy.runtime.tensorrt_plan import PLAN, RECIPE, read_recipe
 from slmdeploy.specs import Compiler, Fp8, Gate, Profile, SessionOptions, load_profile, load_target, named_workload
 from slmdeploy.verification import verify
+from tests.building.portable_encoders import write_portable_encoder
 from tests.exporting.families import CASES, write_case
 
 RTX = Compiler(module="tensorrt_rtx", timeout_s=500)
-OPEN = Gate(max_kl=10.0, min_top1=0.0, max_ppl_ratio=10.0)
+OPEN = Gate(max_kl=10.0, min_top1=0.0, max_ppl_ratio=10.0, min_cosine=0.5)
 LAYERS, PRODUCTS = 3, 3 * 4 + 1
 """Of the toy decoder: its linear layers, the head among them, are all FP8."""
 
@@ -109,6 +110,60 @@ def test_the_shipped_graph_keeps_its_open_length_and_the_recipe_has_the_plans(bu
     past = next(value for value in graph.graph.inputs if value.name == "past_key_values.0.key")
     assert past.shape is not None
     assert not isinstance(past.shape[2], int)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A build of an encoder with a plan."""
+    pytest.importorskip("tensorrt_rtx")
+    folder = tmp_path_factory.mktemp("encoder")
+    return build(
+        write_portable_encoder(folder / "graph"),
+        profile=profile("tensorrt-rtx-fp8"),
+        target=load_target("nvidia-ada-sm89"),
+        workload=named_workload("embed-4x16"),
+        out=folder / "build",
+    )
+
+
+def test_an_encoder_has_one_phase_of_batches_with_fp8_products_and_one_fused_attention(encoder: Artifact) -> None:
+    found = encoder.result["compiled"]
+    assert found["products"] == {"fp8": 4}
+    assert found["fused_attentions"] == 1
+    (phase,) = read_recipe(encoder.path).phases
+    assert phase.name == "encode"
+    assert phase.shapes == dict.fromkeys(("input_ids", "attention_mask"), ((1, 1), (4, 16), (32, 32)))
+    assert verify(encoder.path)["verification"]["summary"].startswith("contract checked, compiled (TensorRT for RTX")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("generate-8-4", "is of the task generate"), ("embed-64", "has texts of 64 tokens, and the model takes 32")],
+)
+def test_a_workload_that_is_not_an_encoders_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    graph = write_portable_encoder(tmp_path / "graph")
+    with pytest.raises(InputError, match=message):
+        compile_graph(graph, RTX, ("8.9",), named_workload(name))
+
+
+@pytest.mark.slow
+def test_a_scorer_has_a_phase_for_the_prefix_and_one_for_items(tmp_path: Path, data: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    write_case(CASES["llama-gqa"], tmp_path / "checkpoint")
+    options: dict[str, Any] = {"tasks": ("score",), "dialect": "portable", "opset": 23, "parity": False}
+    built = build(
+        export(tmp_path / "checkpoint", out=tmp_path / "graph", **options).path,
+        profile=profile("tensorrt-rtx-fp8"),
+        target=load_target("nvidia-ada-sm89"),
+        workload=named_workload("score-64-8x8"),
+        data=data,
+        out=tmp_path / "build",
+    )
+    found = built.result["compiled"]
+    assert found["products"] == {"fp8": 2 * (PRODUCTS - 1)}
+    assert found["fused_attentions"] == 2 * LAYERS
+    assert found["phases"] == ["prefix", "items"]
+    assert "model.onnx" not in built.manifest["files"]
 
 
 @pytest.mark.parametrize("built", [23], indirect=True)
@@ -247,6 +302,16 @@ def test_a_log_without_layers_gives_no_counts() -> None:
     operands = "Inputs: [ { Name: x, Datatype: FP8 }], Constants: [ { Datatype: FP8 } { Datatype: Float }]"
     (found,) = tensorrt_worker.layers([(4, f"Layers:\nName: a_b, LayerType: gemm, {operands}, Outputs: [ ]")]) or []
     assert found == {"name": "a_b", "type": "gemm", "operands": ["FP8", "Float"]}
+
+
+def test_products_that_are_fused_with_what_is_around_them_count_and_are_no_attention() -> None:
+    named = [("x_myl0_1", "gemm"), ("__myl_CastMulFc_myl0_3", "runtime_fusion"), ("__myl_FcAdd_myl0_4", "kgen")]
+    named += [("layer.0.attention.output.dense_myl0_9", "gemm"), ("_gemm_mha_v2_myl0_8", "kgen")]
+    layers = [{"name": name, "type": kind, "operands": ["FP8", "Half"]} for name, kind in named]
+    recipe: Any = None  # not asked for
+    found = tensorrt.Compiled(recipe, 1, 1.0, 1, layers)
+    assert found.products == {"fp8": 3}
+    assert found.fused_attentions == 1
 
 
 @pytest.mark.parametrize(

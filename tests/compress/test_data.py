@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
 from slmdeploy.compress.data import Piece, Texts, make_texts, open_sources, pieces, prompts
@@ -58,7 +59,11 @@ def test_a_label_word_counts_as_much_as_all_before_it(tmp_path: Path, teacher: P
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".parquet", ".jsonl"])
-def test_texts_count_whole_and_are_cut_into_windows(tmp_path: Path, teacher: Path, suffix: str) -> None:
+def test_texts_count_whole_and_are_cut_into_windows(
+    tmp_path: Path, teacher: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where a stream of parquet is left half-way, datasets gives pyarrow's threads this long to end.
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
     path, text = tmp_path / f"d{suffix}", "the quick brown fox " * 20
     if suffix == ".txt":
         path.write_text(text, encoding="utf-8")
@@ -84,7 +89,7 @@ def test_what_is_too_long_is_cut_or_dropped_and_counted(tmp_path: Path, teacher:
     list(islice(pieces(source, texts, 32, 0), 2))
     assert texts.tally.truncated >= 2
     assert texts.tally.dropped >= 1
-    with pytest.raises(InputError, match="no record that fits into 32 tokens: raise length"):
+    with pytest.raises(InputError, match="no record that fits into 32 tokens with one to predict: raise length"):
         first_piece(lines(tmp_path / "e.jsonl", long_prompt), teacher, length=32)
 
 
@@ -223,3 +228,38 @@ def test_answers_stand_for_the_generate_records(tmp_path: Path, teacher: Path) -
     assert set(found) == {60, 61, 62, 1}
     assert found[1::2] == [1] * (len(found) // 2)
     assert sorted(found[0:6:2]) == [60, 61, 62]  # each once before any comes again
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "data [1]*"
+    folder.mkdir()
+    (folder / "generate.train.jsonl").write_text('{"prompt": "the", "completion": " fox"}\n')
+    (record,) = open_sources(folder, "train")["generate"].shuffled(0)
+    assert record["prompt"] == "the"
+
+
+def test_a_token_that_the_model_does_not_know_is_named(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    small = checkpoint(vocab_size=260)
+    source = lines(tmp_path / "d.jsonl", GENERATE)
+    with pytest.raises(InputError, match=r"d\.jsonl has a text with the token .* has a vocabulary of 260"):
+        first_piece(source, small)
+    (opened,) = open_sources(source, "train").values()
+    with pytest.raises(InputError, match="resize its embeddings, or take the token out"):
+        prompts(opened, make_texts(small, (1,), LABELS, False), length=32, count=1, seed=0)
+
+
+def test_records_that_leave_nothing_to_predict_are_refused(tmp_path: Path, teacher: Path) -> None:
+    (source,) = open_sources(lines(tmp_path / "d.jsonl", {"prompt": "the quick", "completion": ""}), "train").values()
+    with pytest.raises(InputError, match=r"with one to predict: raise length, or fill in what is empty"):
+        list(islice(pieces(source, make_texts(teacher, (), LABELS, False), 64, 0), 9))
+
+
+def test_empty_prompts_are_passed_over_and_none_at_all_refused(tmp_path: Path, teacher: Path) -> None:
+    texts = make_texts(teacher, (1,), LABELS, False)
+    texts.tokenizer.post_processor = processors.Sequence([])  # a tokenizer without BOS
+    empty = {"prompt": "", "completion": "fox"}
+    (source,) = open_sources(lines(tmp_path / "d.jsonl", empty, GENERATE), "train").values()
+    assert len(prompts(source, texts, length=32, count=9, seed=0)) == 1
+    (source,) = open_sources(lines(tmp_path / "e.jsonl", empty), "train").values()
+    with pytest.raises(InputError, match=r"e\.jsonl has no prompt that is not empty"):
+        prompts(source, texts, length=32, count=9, seed=0)

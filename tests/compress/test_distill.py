@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from slmdeploy.artifacts import Artifact, open_artifact
@@ -23,6 +24,7 @@ from slmdeploy.compress.resuming import last_whole
 from slmdeploy.compress.training import Distiller
 from slmdeploy.errors import InputError, OutputExistsError, UnsupportedModelError
 from slmdeploy.specs import DistillStage, distill_stage
+from tests.exporting.encoders import write_encoder
 
 SMALL = {"batch_rows": 4, "length": 64, "save_steps": 1000, "dtype": "fp32", "eval_rows": 8}
 
@@ -233,6 +235,24 @@ def test_no_checkpoint_is_kept_of_weights_that_are_not_finite(
     (kept,) = tmp_path.iterdir()
     state = AutoModelForCausalLM.from_pretrained(kept).state_dict()
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_weights_that_are_not_finite_are_refused_before_training(
+    tmp_path: Path, teacher: Path, student: Path, data: Path
+) -> None:
+    broken = shutil.copytree(student, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"broken: model\.layers\.0\.mlp\.up_proj\.weight is not finite"):
+        run(teacher, broken, data, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_an_encoder_needs_the_column_of_its_texts(tmp_path: Path, teacher: Path, data: Path) -> None:
+    write_encoder(tmp_path / "bert")
+    with pytest.raises(InputError, match=r"bert is an encoder: name the column of the texts in a table \(--text\)"):
+        run(teacher, tmp_path / "bert", data, tmp_path / "out")
 
 
 def test_a_teacher_of_another_family_and_width_whose_vocabulary_is_padded(

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from slmdeploy.compress.encoder_verbs import distill_encoder, finetune
+from slmdeploy.compress.encoder_verbs import _wanted, distill_encoder, finetune
 from slmdeploy.compress.encoders import open_encoder, pooled, read_pooling
+from slmdeploy.compress.labelled import Labels
 from slmdeploy.errors import InputError, SpecError, UnsupportedModelError
 from slmdeploy.specs import EncoderStage, TextColumns, encoder_stage
 from tests.exporting.encoders import write_encoder, write_json, write_modules
@@ -211,3 +212,45 @@ def test_poolings_that_are_not_trained_are_refused(tmp_path: Path) -> None:
         read_pooling(tmp_path)
     write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "cls"})
     assert read_pooling(tmp_path) == "cls"
+
+
+def test_a_head_of_many_classes_is_kept_however_its_names_are_ordered(tmp_path: Path) -> None:
+    names = {str(number): f"class {number:02}" for number in range(12)}
+    base = encoder(tmp_path / "base", "classify", id2label=names)
+    config = json.loads((base / "config.json").read_text())
+    write_json(base / "config.json", config | {"id2label": dict(sorted(names.items()))})
+    assert _wanted(base, Labels(tuple(names.values()))) is None
+    assert _wanted(base, Labels(("a", "b"))) == ("a", "b")
+    write_json(base / "config.json", config | {"id2label": ["a", "b"]})
+    with pytest.raises(InputError, match="id2label is no object of names by number"):
+        _wanted(base, Labels(("a", "b")))
+
+
+def test_what_an_earlier_head_was_for_does_not_outlive_it(tmp_path: Path, table: Path) -> None:
+    base = encoder(tmp_path / "base", "classify", problem_type="multi_label_classification")
+    stage = STAGE.model_copy(update={"steps": 1})
+    made = finetune(base, out=tmp_path / "out", data=table, columns=COLUMNS, stage=stage)
+    assert json.loads((made.path / "config.json").read_text())["problem_type"] == "single_label_classification"
+    columns = TextColumns(text="review", label="score")
+    scorer = finetune(base, out=tmp_path / "scorer", data=table, columns=columns, stage=stage)
+    assert json.loads((scorer.path / "config.json").read_text()).get("problem_type") is None
+
+
+def test_a_teacher_of_several_labels_teaches_logits_alone(tmp_path: Path, table: Path) -> None:
+    names = {"0": "a", "1": "b", "2": "c"}
+    several = encoder(tmp_path / "several", "classify", problem_type="multi_label_classification", id2label=names)
+    student = encoder(tmp_path / "student", num_hidden_layers=1)
+    stage = STAGE.model_copy(update={"steps": 1})
+    columns = TextColumns(text="review")
+    with pytest.raises(InputError, match="gives a text several labels, which only the loss mse"):
+        distill_encoder(several, student, out=tmp_path / "out", data=table, columns=columns, stage=stage)
+    stage = stage.model_copy(update={"loss": "mse"})
+    made = distill_encoder(several, student, out=tmp_path / "out", data=table, columns=columns, stage=stage)
+    assert json.loads((made.path / "config.json").read_text())["problem_type"] == "multi_label_classification"
+
+
+def test_a_token_beyond_the_vocabulary_is_named(tmp_path: Path) -> None:
+    opened = open_encoder(encoder(tmp_path / "small", vocab_size=40), "embedder", 16)
+    assert opened.rows(["a b"], None)["input_ids"].shape == (1, 4)
+    with pytest.raises(InputError, match=r"a text has the token 'the', number 59, and .*small has a vocabulary of 40"):
+        opened.rows(["the a"], None)

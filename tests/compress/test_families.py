@@ -20,13 +20,16 @@ from slmdeploy.errors import InputError
 from slmdeploy.exporting.export import export
 from slmdeploy.exporting.families import FAMILIES as EXPORTED
 from slmdeploy.runtime.model import load as load_graph
-from tests.exporting.families import CASES, write_case
+from tests.exporting.families import CASES, Case, write_case
 
 IDS = torch.arange(2, 62)[None]
 EVERY = sorted(CASES)
 ONE_EACH = list({case.config: name for name, case in sorted(CASES.items(), reverse=True)}.values())
 ROWS = {name: family_of(Path(name), CASES[name].make_config().to_dict()) for name in EVERY}
 CHANNELS = [name for name in (*ONE_EACH, "llama-mqa-head-dim") if "hidden" not in ROWS[name].bound]
+# Several query heads to a KV head: norms of heads, soft caps, biases, and projections fused into one.
+QUERIES = {name: CASES[name] for name in ("qwen3", "gemma2", "starcoder2")}
+QUERIES["phi3-gqa"] = Case("Phi-3, Phi-4-mini", "Phi3Config", {"sliding_window": 24})
 UNEVEN = ["llama-gqa", "qwen3", "gemma3-softcap", "starcoder2", "stablelm", "olmo2"]
 
 
@@ -101,6 +104,22 @@ def test_the_cut_model_computes_what_the_masked_original_does(
     dense_logits = logits_of(dense, IDS)
     assert_equal_logits(mask_groups(dense, artifact.result["layers"]), loaded)
     assert (logits_of(loaded, IDS) - dense_logits).abs().max() > 1e-3  # something went
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_single_query_heads_go(tmp_path: Path, data: Path, name: str) -> None:
+    folder = tmp_path / "dense"
+    write_case(QUERIES[name], folder)
+    shares = {"ratio": 0.0, "attention_ratio": 0.0, "query_ratio": 0.5}
+    artifact = prune(folder, out=tmp_path / "out", data=data, method="minitron", calibration_tokens=512, **shares)
+    dense, loaded = load(folder), load(artifact.path)
+    shape, frame = config_shape(dense.config), Frame(dense)
+    assert config_shape(loaded.config).queries_per_kv == shape.queries_per_kv // 2
+    for index, told in enumerate(artifact.result["queries"]):
+        heads = torch.zeros(shape.kv_heads * shape.queries_per_kv).index_fill(0, torch.tensor(told["kept"]), 1)
+        alive, module = heads.repeat_interleave(shape.head_dim), frame.family.attention_out
+        frame.set_weight(index, module, (frame.weight(index, module) * alive[:, None]).float())
+    assert_equal_logits(dense, loaded)
 
 
 @pytest.mark.parametrize("name", ONE_EACH)

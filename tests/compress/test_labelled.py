@@ -55,3 +55,27 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
     with pytest.raises(InputError, match="is of a kind that is not read"):
         read_table(tmp_path / "a.xlsx", COLUMNS)
+
+
+def test_texts_of_a_csv_are_taken_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("t,p,l\n12,NA,1\nnull,3.5,0\n")
+    table = read_table(tmp_path / "a.csv", TextColumns(text="t", pair="p", label="l"))
+    assert table.train == [Record("12", "NA", 1), Record("null", "3.5", 0)]
+    assert read_table(tmp_path / "a.csv", TextColumns(text="t")).train[0] == Record("12", None, None)
+
+
+@pytest.mark.parametrize("missing", ["", "NA", "nan"])
+def test_a_missing_label_is_told_of_with_its_record(tmp_path: Path, missing: str) -> None:
+    (tmp_path / "a.csv").write_text(f"t,l\nthe cat,1\nwhere,{missing}\n")
+    with pytest.raises(InputError, match="record 2 has no label in 'l'"):
+        read_table(tmp_path / "a.csv", COLUMNS)
+    (tmp_path / "a.jsonl").write_text('{"t": "the cat", "l": ""}\n')
+    with pytest.raises(InputError, match="record 1 has no label in 'l'"):
+        read_table(tmp_path / "a.jsonl", COLUMNS)
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "reviews [1]*"
+    folder.mkdir()
+    (folder / "train.csv").write_text("t,l\nthe cat,1\nwhere,0\n")
+    assert len(read_table(folder, COLUMNS).train) == 2

@@ -94,14 +94,6 @@ def test_scoring_records_of_one_label_are_refused(tmp_path: Path, teacher: Path,
     assert not (tmp_path / "out").exists()
 
 
-def test_sharded_parameters_are_refused(
-    tmp_path: Path, teacher: Path, student: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match=r"sharded parameters \(FSDP\) is not supported"):
-        distill(teacher, student, out=tmp_path / "out", data=data, stage=DistillStage(steps=1))
-
-
 def test_a_part_that_is_not_there_is_named(tmp_path: Path, teacher: Path, student: Path) -> None:
     with pytest.raises(InputError, match=r"none\.toml does not exist"):
         distill(teacher, student, out=tmp_path / "out", data=tmp_path / "none.toml", stage=DistillStage(steps=1))

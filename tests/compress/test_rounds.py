@@ -1,5 +1,6 @@
 """Pruning in rounds: the shape at the end is that of one round, and on the way shares are even."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,14 @@ def test_shares_that_do_not_fit_are_refused_as_prune_does(teacher: Path) -> None
     plan = PrunePlan(ratio=0.5, attention_ratio=0.25, rounds=2, between=BETWEEN)
     with pytest.raises(InputError, match="keeps 3 of its 4 KV heads"):
         rounds(teacher, plan)
+
+
+def test_widths_that_no_heads_fit_give_way_to_larger_ones_on_the_way(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
+    config |= {"intermediate_size": 1536, "num_hidden_layers": 4, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = PrunePlan(ratio=0.5, attention_ratio=0.0, hidden_ratio=0.5, rounds=2, between=BETWEEN)
+    first, second = rounds(tmp_path, plan)
+    # 576 · sqrt(0.5) = 407 is 400 in tiles, and 432 is the next one that 9 heads divide
+    assert (first.hidden_ratio, second.hidden_ratio) == (1 - 432 / 576, 1 - 288 / 432)
+    assert first.attention_ratio == second.attention_ratio == 0

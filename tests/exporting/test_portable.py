@@ -163,7 +163,6 @@ def test_a_portable_graph_is_quantised_as_the_other(opset: int, tmp_path: Path) 
     [
         ({"dialect": "portable", "opset": 22}, "opset = 22 is not known: choose from 21, 23, 24"),
         ({"opset": 23}, "opset = 23: only the dialect 'portable' has a choice"),
-        ({"dialect": "portable", "tasks": ("score",)}, "task score needs the dialect 'ort'"),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from slmdeploy.artifacts import writing
 from tests.graphs import write_manifest, write_tiny_graph
+from tests.runtime.encoder_graphs import write_encoder_graph
 
 
 def package(folder: Path) -> Path:
@@ -30,6 +31,16 @@ def write_build(out: Path, result: dict[str, Any], **options: Any) -> Path:
         for name in ("standard.onnx", "genai_config.json"):
             (draft.path / name).write_text("for other runtimes")
         draft.result |= result
+    return out
+
+
+def write_encoder_build(out: Path, role: str) -> Path:
+    """A build of a tiny encoder in this role."""
+    source = write_encoder_graph(out.parent / f"{out.name}-graph", role)
+    with writing(out, kind="build", plan={}, inputs={}) as draft:
+        for file in source.iterdir():
+            if file.name != "manifest.json":
+                (draft.path / file.name).write_bytes(file.read_bytes())
     return out
 
 

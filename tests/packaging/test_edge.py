@@ -5,14 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slmdeploy.artifacts import open_artifact
 from slmdeploy.packaging.archive import pack
 from slmdeploy.packaging.package import package
 from slmdeploy.packaging.unpacking import unpack
+from slmdeploy.runtime.encoder_model import load_encoder
 from slmdeploy.runtime.model import load
-from tests.packaging.packages import write_build
+from tests.packaging.packages import write_build, write_encoder_build
 
 BOOTSTRAP = """
 import runpy, sys
@@ -27,9 +29,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def isolated(folder: Path, *arguments: str, absent: str = "", cwd: Path) -> subprocess.CompletedProcess[str]:
+def isolated(
+    folder: Path, *arguments: str, absent: str = "", cwd: Path, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", "-c", BOOTSTRAP, absent, str(folder / "run"), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=cwd, input=stdin, capture_output=True, encoding="utf-8", timeout=600, check=False
+    )
 
 
 RESULT = {
@@ -66,6 +72,19 @@ def test_an_unpacked_package_does_what_the_build_does_without_torch_and_slmdeplo
     assert (verified.returncode, verified.stderr) == (0, "")
     open_artifact(elsewhere, "package")
     assert not list(elsewhere.rglob("__pycache__")), "running a package must not change it"
+
+
+def test_a_packaged_embedder_embeds_arguments_and_the_lines_of_stdin(tmp_path: Path) -> None:
+    build = write_encoder_build(tmp_path / "b", "embed")
+    made = package(build, out=tmp_path / "p").path
+    expected = load_encoder(build).embed(["one", "two words"])
+    for arguments, stdin in ((["one", "two words"], ""), ([], "one\ntwo words\n")):
+        done = isolated(made, "embed", *arguments, "--json", cwd=tmp_path, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        assert np.array(json.loads(done.stdout)["embeddings"]) == pytest.approx(expected, abs=1e-6)
+    refused = isolated(made, "generate", "one", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
 
 
 def test_run_is_an_executable_of_its_own(packaged: Path, tmp_path: Path) -> None:

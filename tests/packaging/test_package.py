@@ -81,7 +81,7 @@ def test_a_trial_puts_the_figures_of_a_start_into_manifest_and_readme(
     assert verify(made.path)["start"] == start
 
 
-def test_a_package_that_does_not_start_is_not_written(tmp_path: Path) -> None:
+def test_a_package_that_does_not_start_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = write_build(tmp_path / "b", {}, tasks=("generate",))
     with writing(tmp_path / "broken", kind="build", plan={}, inputs={}) as draft:
         for file in build.iterdir():
@@ -90,6 +90,9 @@ def test_a_package_that_does_not_start_is_not_written(tmp_path: Path) -> None:
         (draft.path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(GateError, match=r"its first start: .*model\.onnx"):
         package(tmp_path / "broken", out=tmp_path / "p", trial=True)
+    monkeypatch.setattr("slmdeploy.packaging.trial._TIMEOUT_S", 0)
+    with pytest.raises(GateError, match="its first start: no answer within 0 s"):
+        package(build, out=tmp_path / "p", trial=True)
     assert not (tmp_path / "p").exists()
 
 
@@ -143,6 +146,14 @@ def test_a_build_without_a_tokenizer_is_not_shipped(tmp_path: Path) -> None:
         (draft.path / "manifest.json").unlink()
         (draft.path / "tokenizer.json").unlink()
     with pytest.raises(CorruptArtifactError, match=r"does not list tokenizer\.json"):
+        package(tmp_path / "b", out=tmp_path / "p")
+
+
+@pytest.mark.parametrize("key", ["slmdeploy", "created", "machine"])
+def test_a_build_that_does_not_say_who_made_it_is_not_shipped(tmp_path: Path, key: str) -> None:
+    manifest = write_build(tmp_path / "b", {}) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {key: 7}))
+    with pytest.raises(CorruptArtifactError, match=f"does not say '{key}', as every build does"):
         package(tmp_path / "b", out=tmp_path / "p")
 
 

@@ -10,7 +10,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from slmdeploy.artifacts import open_artifact, writing
 from slmdeploy.packaging.package import package
-from slmdeploy.packaging.sbom import SBOM
+from slmdeploy.packaging.sbom import SBOM, _ancestor
 from tests.graphs import write_tiny_graph
 
 
@@ -52,3 +52,9 @@ def test_it_names_the_distributions_that_were_tested_and_what_the_model_comes_fr
     assert ancestors["input build/data"]["type"] == "data"
     digests = {one["properties"][0]["value"] for one in ancestors.values()}
     assert digests == {artifact.inputs["build"]["digest"], artifact.inputs["build"]["inputs"]["data"]["digest"]}
+
+
+def test_parts_of_a_mixture_are_data_too() -> None:
+    entry = {"digest": "0" * 64}
+    kinds = {path: _ancestor(path, entry)["type"] for path in ("build/data 1", "build/data", "build/graph/student")}
+    assert kinds == {"build/data 1": "data", "build/data": "data", "build/graph/student": "machine-learning-model"}

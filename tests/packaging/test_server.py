@@ -25,6 +25,7 @@ from slmdeploy.runtime.model import load
 from slmdeploy.runtime.requests import EngineSettings
 from slmdeploy.verification import verify
 from tests.packaging.packages import write_build
+from tests.scaling import triton_stand_in
 
 KUBERNETES = {
     "deployment": "Deployment",
@@ -185,9 +186,32 @@ def test_ray_serve_reads_its_file(packaged: Path) -> None:
     assert deployed.applications[0].import_path == "slmdeploy.scaling.ray_serve:application"
 
 
-def test_a_decoder_gets_no_triton_repository_and_the_readme_says_why(packaged: Path) -> None:
-    assert not (packaged / "server" / "triton").exists()
-    assert "There is no model repository" in (packaged / "server" / "README.md").read_text()
+def test_tritons_models_run_from_the_package_with_what_a_device_needs(packaged: Path, tmp_path: Path) -> None:
+    """Triton's Python has the package's requirements, not a server's: nothing else may be imported."""
+    (tmp_path / "triton_python_backend_utils.py").write_text(Path(triton_stand_in.__file__).read_text())
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "import model, slmdeploy, triton_python_backend_utils as triton\n"
+        "served = model.TritonPythonModel(); served.initialize({})\n"
+        "asked = triton.request(text_input='a', max_tokens=4); served.execute([asked])\n"
+        "print(repr(asked.responses()[0].values()['text_output'][0])); served.finalize()\n"
+        "print(slmdeploy.__file__)\n"
+        "print(sorted({'pydantic', 'fastapi', 'typer', 'rich', 'ray', 'torch'} & set(sys.modules)))\n"
+    )
+    folder = packaged / "server" / "triton" / "generate" / "1"
+    command = [sys.executable, "-B", "-c", code, str(folder), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = load(packaged).generate("a", max_new_tokens=4).text
+    assert done.stdout.splitlines() == [repr(text), str(packaged / "server" / "slmdeploy" / "__init__.py"), "[]"]
+    assert verify(packaged)["hashes"] == "all equal to the manifest", "Triton must leave the package as it is"
+
+
+def test_the_readme_names_tritons_models_and_what_their_python_needs(packaged: Path) -> None:
+    readme = (packaged / "server" / "README.md").read_text()
+    assert "serves `generate` and `score` with the python backend" in readme
+    assert "None of this was run in Triton" in readme
+    assert "There is no model repository" not in readme
 
 
 def test_a_server_without_its_requirements_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,20 @@
-"""Triton's repository: an encoder's graph with the names, types and sizes that it has, and nothing for a decoder."""
+"""Triton's repository: an encoder's graph with its names, types and sizes, a decoder's tasks with their models'."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from slmdeploy.artifacts import open_artifact, writing
+import slmdeploy
+from slmdeploy.artifacts import open_artifact
 from slmdeploy.errors import InputError
 from slmdeploy.packaging.package import package
-from slmdeploy.packaging.triton import Backend, config_text, write
+from slmdeploy.packaging.triton import TASKS, Repository, config_text, task_text, write
 from slmdeploy.runtime.bundle import read_runtime
 from slmdeploy.runtime.encoder_config import read_encoder
 from tests.graphs import write_tiny_graph
+from tests.packaging.packages import write_encoder_build
 from tests.runtime.encoder_graphs import write_encoder_graph
 
 
@@ -24,8 +27,8 @@ def repository(folder: Path, role: str, **session: object) -> Path:
 
 def test_an_encoder_gets_its_graph_and_a_configuration_of_it(tmp_path: Path) -> None:
     source = write_encoder_graph(tmp_path / "p", "embed")
-    backend = write(source, tmp_path / "triton", read_encoder(source))
-    assert backend == Backend("onnxruntime", ("last_hidden_state", "sentence_embedding"))
+    written = write(source, tmp_path / "triton", read_encoder(source))
+    assert written == Repository("onnxruntime", {"model": ("last_hidden_state", "sentence_embedding")})
     model = tmp_path / "triton" / "model"
     assert (model / "1" / "model.onnx").read_bytes() == (source / "model.onnx").read_bytes()
     text = (model / "config.pbtxt").read_text()
@@ -47,12 +50,7 @@ def test_the_configuration_is_one_that_triton_parses(tmp_path: Path, role: str) 
 
 
 def test_a_server_package_of_an_encoder_holds_the_repository_and_says_what_it_takes(tmp_path: Path) -> None:
-    source = write_encoder_graph(tmp_path / "g", "classify")
-    with writing(tmp_path / "b", kind="build", plan={}, inputs={}) as draft:
-        for file in source.iterdir():
-            if file.name != "manifest.json":
-                (draft.path / file.name).write_bytes(file.read_bytes())
-    made = package(tmp_path / "b", out=tmp_path / "p", kind="server")
+    made = package(write_encoder_build(tmp_path / "b", "classify"), out=tmp_path / "p", kind="server")
     assert made.result["start"]["task"] == "classify"
     assert made.result["server"]["limit_bytes"] == made.result["server"]["request_bytes"], "an encoder has no cache"
     assert "server/triton/model/1/model.onnx" in open_artifact(made.path).manifest["files"]
@@ -72,7 +70,42 @@ def test_one_number_a_row_and_unknown_types() -> None:
         config_text([SimpleNamespace(name="words", type="tensor(string)", shape=["batch"])], [scores], 0)
 
 
-def test_a_decoder_gets_none(tmp_path: Path) -> None:
+def test_a_decoder_gets_a_model_for_each_of_its_tasks(tmp_path: Path) -> None:
     write_tiny_graph(tmp_path / "p")
-    assert write(tmp_path / "p", tmp_path / "triton", read_runtime(tmp_path / "p")) is None
+    written = write(tmp_path / "p", tmp_path / "triton", read_runtime(tmp_path / "p"))
+    assert written == Repository("python", {"generate": ("text_output", "finish_reason"), "score": ("scores",)})
+    for name, task in TASKS.items():
+        code = compile((tmp_path / "triton" / name / "1" / "model.py").read_text(), "model.py", "exec")
+        assert task.model in code.co_names
+        assert (tmp_path / "triton" / name / "config.pbtxt").read_text() == task_text(name, task)
+
+
+def test_an_encoder_of_another_engine_gets_none(tmp_path: Path) -> None:
+    source = write_encoder_graph(tmp_path / "p", "embed")
+    config = dataclasses.replace(read_encoder(source), inference_precision="f32")
+    assert write(source, tmp_path / "triton", config) is None
     assert not (tmp_path / "triton").exists()
+
+
+def test_a_tasks_ends_are_those_that_its_model_reads_and_writes() -> None:
+    """The configuration is written without importing what runs, so a test holds the two together."""
+    source = (Path(slmdeploy.__file__).parent / "scaling" / "triton_python.py").read_text()
+    for task in TASKS.values():
+        assert f"class {task.model}:" in source
+        for end in (*task.inputs, *task.outputs):
+            assert f'"{end}"' in source
+    assert 'name: "stop" data_type: TYPE_STRING dims: [ -1 ] optional: true' in task_text("generate", TASKS["generate"])
+    assert "decoupled: true" in task_text("generate", TASKS["generate"])
+    assert "decoupled" not in task_text("score", TASKS["score"])
+    assert "optional" not in task_text("score", TASKS["score"])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_tasks_configuration_is_one_that_triton_parses(name: str) -> None:
+    grpc = pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]' to check config.pbtxt")
+    from google.protobuf import text_format
+
+    config = text_format.Parse(task_text(name, TASKS[name]), grpc.model_config_pb2.ModelConfig())
+    assert (config.backend, config.max_batch_size) == ("python", 0)
+    assert config.model_transaction_policy.decoupled is TASKS[name].decoupled
+    assert {one.name for one in config.input if not one.optional} == set(TASKS[name].required)

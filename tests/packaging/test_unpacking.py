@@ -67,7 +67,15 @@ HOSTILE_NAMES = [
     ("a\x1bb", "control character"),
     ("nul.txt", "Windows reads otherwise"),
     ("trailing.", "Windows reads otherwise"),
+    ("COM\u00b9.txt", "Windows reads otherwise"),
+    ("conout$", "Windows reads otherwise"),
+    ("aux .txt", "Windows reads otherwise"),
+    ("fdp\u202egpj.exe", "cannot be seen"),
+    ("a\u200bb", "cannot be seen"),
+    (".git/config", "is a repository's"),
+    ("x/.GIT/hooks/post-checkout", "is a repository's"),
     ("MANIFEST.json", "is there twice"),
+    ("Manifest.JSON/x", "writes otherwise"),
     ("manifest.json", "is there twice"),
 ]
 
@@ -98,12 +106,20 @@ def test_names_that_differ_in_how_an_accent_is_written_are_one(tmp_path: Path) -
     refused(tar_of(tmp_path / "bad.tar.gz", *members), tmp_path / "out", "is there twice")
 
 
+@pytest.mark.parametrize("names", [("d", "D/a"), ("d/a", "D/b"), ("d/e/a", "d/E/b"), ("caf\u00e9/a", "cafe\u0301/b")])
+def test_folders_that_are_one_on_some_systems_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    members = [(member(name), b"x") for name in names]
+    archive = tar_of(tmp_path / "bad.tar.gz", (member("manifest.json"), MANIFEST), *members)
+    refused(archive, tmp_path / "out", "writes otherwise")
+
+
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
         (member("link", tarfile.SYMTYPE, "/etc/passwd"), "neither a file nor a folder"),
         (member("hard", tarfile.LNKTYPE, "manifest.json"), "neither a file nor a folder"),
         (member("device", tarfile.CHRTYPE), "neither a file nor a folder"),
+        (member("disk", tarfile.BLKTYPE), "neither a file nor a folder"),
         (member("pipe", tarfile.FIFOTYPE), "neither a file nor a folder"),
         (member("manifest.json/x"), "a member is a file where another needs a folder"),
     ],

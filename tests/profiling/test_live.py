@@ -15,10 +15,10 @@ from slmdeploy.profiling.measure import Effort
 from slmdeploy.specs import Workload, parse_budget
 from tests.profiling.live_server import Script, line, serving, word_tokenizer
 
-QUICK = Effort(rounds=2, seconds=0.1, limit_s=0.2, precision=0.05)
+QUICK = Effort(rounds=2, seconds=1.0, limit_s=0.2, precision=0.05)
 CHAT = Workload(name="chat", task="generate", prompt_tokens=8, new_tokens=3, requests=8)
 LOADED = Workload(
-    name="loaded", task="generate", scenario="server", rate_per_s=200.0, prompt_tokens=8, new_tokens=3, requests=40
+    name="loaded", task="generate", scenario="server", rate_per_s=40.0, prompt_tokens=8, new_tokens=3, requests=40
 )
 RANK = Workload(name="rank", task="score", prefix_tokens=8, items=2, item_tokens=3, requests=8)
 FAR = 1e9

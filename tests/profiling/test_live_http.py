@@ -13,7 +13,7 @@ from tests.profiling.live_server import TOKEN, Script, line, serving, tokens
 REQUEST = {"op": "generate", "prompt": [20, 21, 22], "new_tokens": 4}
 
 
-def ask(script: Script, request: dict[str, Any] | None = None, task: str = "generate", timeout_s: float = 20.0) -> Any:
+def ask(script: Script, request: dict[str, Any] | None = None, task: str = "generate", timeout_s: float = 60.0) -> Any:
     """The reply of a server that follows a script."""
     with serving(script) as url:
         return answer(Server.at(url, "tiny"), REQUEST if request is None else request, task, timeout_s)
@@ -81,6 +81,9 @@ def test_texts_go_where_their_task_is_done(task: str, request_: Any, path: str, 
         (Script([line({"error": {"message": "no slot"}})]), "no slot"),
         (Script([b"data: {nonsense\n\n"]), "is no JSON"),
         (Script([b"data: [1]\n\n"]), "is no JSON object"),
+        (Script([line({"choices": 1})]), "the choices of an event are no objects: 1"),
+        (Script([line({"choices": ["x"]})]), "the choices of an event are no objects"),
+        (Script([line({"choices": [], "usage": [4]})]), "0 tokens came of 4"),
         (Script([b"data: " + b"x" * (2 << 20) + b"\n\n"]), "larger than 1 MiB"),
     ],
 )
@@ -102,6 +105,8 @@ def test_the_model_and_the_key() -> None:
             first_model(Server.at(url), 20.0)
     with pytest.raises(InputError, match="cannot be reached"):
         first_model(Server.at(url), 20.0)
+    with pytest.raises(InputError, match="cannot be reached"):
+        first_model(Server.at(f"http://{'a' * 70}.example"), 20.0)
     assert "secret" not in repr(Server.at(url, key="secret"))
 
 

@@ -139,13 +139,13 @@ def test_the_watched_percentile_decides():
 
 
 def test_who_is_beaten_in_speed_and_size_is_learned_no_more_about():
-    effort = Effort(rounds=3, seconds=0.1, limit_s=5.0, precision=0.001)
+    effort = Effort(rounds=3, seconds=0.1, limit_s=2.0, precision=0.001)
     many = SCORE.model_copy(update={"requests": 5000})
     sessions = {"small": Wavering(0.001), "large": Wavering(0.05)}
     found, _ = run(many, effort=effort, sizes={"small": 1.0, "large": 2.0}, **sessions)
     assert found["large"].requests < found["small"].requests / 4
     found, _ = run(many, effort=effort, sizes={"small": 2.0, "large": 1.0}, small=Wavering(0.001), large=Wavering(0.05))
-    assert sum(found["large"].samples["service_ms"]) > 2000  # the slower one is smaller, so it may be wanted
+    assert sum(found["large"].samples["service_ms"]) > 800  # the slower one is smaller, so it may be wanted
 
 
 def test_a_round_from_which_time_was_stolen_is_run_again(monkeypatch):

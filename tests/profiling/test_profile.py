@@ -1,4 +1,4 @@
-"""The verb on fake builds: real worker processes, known service times, rows with ratios, and refusals."""
+"""The verb on fake builds: known service times, rows with ratios, and refusals; worker processes where they matter."""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from slmdeploy.profiling.profile import Asked, owners, profile, profile_to_file
 from slmdeploy.profiling.search import search
 from slmdeploy.selection import choose, read_rows
 from slmdeploy.specs import Workload, parse_budget
+from tests.profiling.fakes import Inside
 
 EFFORT = Effort(rounds=2, seconds=0.05, limit_s=0.2)
 WORKLOADS = [
@@ -25,17 +26,12 @@ WORKLOADS = [
 ]
 WORKER = """
 import sys
-from pathlib import Path
-from slmdeploy.profiling.worker import FakeSession, serve
 import slmdeploy.profiling.worker as worker
+from tests.profiling.fakes import paced
 
-pace = float((Path(sys.argv[1]) / "pace.txt").read_text())
-session = FakeSession(prefill_s=0.01 * pace, step_s=0.002 * pace, item_s=0.001 * pace, vocab_size=30)
 answer = worker.answer
 worker.answer = lambda session, request, clock=None: answer(session, request, session.clock)
-if "--spinning" in sys.argv:  # one thread is the best of this model
-    session.step_s *= 0.5 if sys.argv[sys.argv.index("--threads") + 1] == "1" else 1.5
-serve(session, {"load_s": 0.5 * pace})
+worker.serve(*paced(sys.argv[1], sys.argv[2:]))
 """
 
 
@@ -93,6 +89,13 @@ def bench(tmp_path, monkeypatch):
     return builds, teacher, data, tmp_path / "m"
 
 
+@pytest.fixture
+def quick(bench, monkeypatch):
+    """The same with workers that are no processes: for tests of what is made of their answers."""
+    monkeypatch.setattr(verb, "WorkerProcess", Inside)
+    return bench
+
+
 def test_measurement_has_rows_ratios_machine_and_gates(bench):
     builds, teacher, data, out = bench
     artifact = profile(builds, workloads=WORKLOADS, out=out, data=data, baseline=teacher, effort=EFFORT, threads=1)
@@ -123,8 +126,8 @@ def test_measurement_has_rows_ratios_machine_and_gates(bench):
 _RUN_FILES = ("tokenizer.json", "runtime.json", "pace.txt", "manifest.json")
 
 
-def test_a_file_holds_the_same_and_replaces_nothing_unasked(bench, tmp_path):
-    builds, _, _, _ = bench
+def test_a_file_holds_the_same_and_replaces_nothing_unasked(quick, tmp_path):
+    builds, _, _, _ = quick
     file = tmp_path / "m.json"
     options = {"workloads": WORKLOADS[:1], "effort": EFFORT, "threads": 1}
     assert profile_to_file(builds, out=file, **options) == file
@@ -138,8 +141,8 @@ def test_a_file_holds_the_same_and_replaces_nothing_unasked(bench, tmp_path):
     assert not list(tmp_path.glob(".*journal"))
 
 
-def test_an_interrupted_measurement_goes_on(bench, monkeypatch):
-    builds, _, _, out = bench
+def test_an_interrupted_measurement_goes_on(quick, monkeypatch):
+    builds, _, _, out = quick
     options = {"workloads": WORKLOADS[:2], "effort": EFFORT, "threads": 1}
 
     def interrupted(*_):
@@ -158,8 +161,8 @@ def test_an_interrupted_measurement_goes_on(bench, monkeypatch):
     assert not out.with_name(".m.journal").exists()
 
 
-def test_the_options_that_were_found_are_those_that_are_measured(bench, monkeypatch):
-    builds, _, _, out = bench
+def test_the_options_that_were_found_are_those_that_are_measured(quick, monkeypatch):
+    builds, _, _, out = quick
     monkeypatch.setattr(verb, "search", lambda *given, **options: search(*given, **(options | {"cores": 2})))
     options = {"workloads": WORKLOADS[:1], "effort": EFFORT}
     report = json.loads((profile(builds, out=out, search=True, **options).path / "measurement.json").read_text())
@@ -186,8 +189,8 @@ def test_a_figure_without_a_workload_belongs_to_one_workload_whole():
     }
 
 
-def test_selection_reads_what_profile_wrote(bench):
-    builds, teacher, _, out = bench
+def test_selection_reads_what_profile_wrote(quick):
+    builds, teacher, _, out = quick
     made = profile(builds, workloads=WORKLOADS[:1], out=out, baseline=teacher, effort=EFFORT, threads=1)
     rows = read_rows(made.path)
     selection = choose(rows, parse_budget("tpot_ms_p50_ratio<=0.5"))
@@ -196,8 +199,8 @@ def test_selection_reads_what_profile_wrote(bench):
     assert not choose(rows, parse_budget("auc>=0.5")).feasible  # no data was given, so there is no auc
 
 
-def test_the_content_key_can_be_known_before(bench):
-    builds, teacher, _, out = bench
+def test_the_content_key_can_be_known_before(quick):
+    builds, teacher, _, out = quick
     settings = {"workloads": WORKLOADS[:1], "baseline": teacher, "effort": EFFORT, "threads": 1}
     asked = Asked(builds, **settings)
     key = content_key("measurement", asked.plan, asked.inputs)

@@ -204,10 +204,10 @@ def make_run(
     data = _artifact(folder / "data", "data", {"source": "python standard library"}, {})
     pruned = _artifact(
         folder / "pruned", "checkpoint", {"verb": "prune", "ratio": 0.5, "method": "osscar", "seed": 0, "tile": 16},
-        {}, checkpoint=teacher, data=data)  # fmt: skip
+        {}, data=data, checkpoint=teacher)  # fmt: skip
     stage = {"steps": 240, "loss": "forward_kl", "beta": None, "gradient_checkpointing": False, "warmup_share": 0.05}
     plan = {"verb": "distill", "stage": stage, "labels": [" no", " yes"]}
-    student = _artifact(folder / "distilled-1", "checkpoint", plan, {}, teacher=teacher, student=pruned, data=data)
+    student = _artifact(folder / "distilled-1", "checkpoint", plan, {}, data=data, teacher=teacher, student=pruned)
     tasks = {"tasks": ["generate", "score"], "dialect": "ort", "labels": [" no", " yes"]}
     graph = _artifact(folder / "graph", "graph", tasks, {}, checkpoint=student)
     builds = [_build(folder, kind.name, graph, data) for kind in KINDS]

@@ -3,12 +3,14 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slmdeploy.reporting.commands import commands
 from slmdeploy.reporting.reading import read_run
-from slmdeploy.reporting.records import Run
+from slmdeploy.reporting.records import Run, Stage
+from slmdeploy.specs import DistillStage, EncoderStage, PrunePlan
 from tests.test_docs import parse
 
 
@@ -37,6 +39,66 @@ def test_every_command_parses(run: Run, run_folder: Path) -> None:
 )
 def test_commands_hold_the_plan(run: Run, part: str) -> None:
     assert part in "\n".join(commands(run))
+
+
+def stage(run: Run, name: str, plan: dict[str, Any], folder: str = "made", **inputs: str) -> Run:
+    """The run with this stage alone."""
+    return replace(run, stages=(Stage(name, folder, "0" * 64, 1.0, False, plan, inputs),))
+
+
+def last(run: Run) -> str:
+    """The last command, which the command line takes."""
+    line = commands(run)[-1]
+    parse(shlex.split(line)[1:])
+    return line
+
+
+def test_every_setting_of_a_stage_that_is_an_option_is_said(run: Run) -> None:
+    settings = DistillStage(steps=3, loss="skew_kl", skew=0.2, layer_map=(0, 3), hidden_weight=0.5).model_dump(
+        mode="json"
+    )
+    line = last(stage(run, "distill 1", {"stage": settings}, data="data", teacher="teacher", student="student"))
+    for name, value in settings.items():
+        if name in ("warmup_share", "eval_rows", "beta", "gradient_checkpointing", "layer_map"):
+            continue  # no option, or off; the last is below
+        assert f"--{name.replace('_', '-')} {value}" in line
+    assert "--layer-map 0 --layer-map 3" in line
+    assert line.startswith("slmdeploy distill teacher teacher -o RUN/made --data DATA "), "none was pruned"
+    shares = PrunePlan(ratio=0.5, hidden_ratio=0.25, allocation="global", attention_ratio=0.0).settings
+    line = last(stage(run, "prune", shares, data="data", checkpoint="checkpoint"))
+    assert all(f"--{name.replace('_', '-')} {value}" in line for name, value in shares.items())
+
+
+def test_a_later_round_prunes_what_the_training_before_it_made(run: Run) -> None:
+    plan = {"ratio": None, "goal": {"limit": "ttft_512_ms<=20", "profile": {"name": "cpu-int4"}}}
+    (pruned,) = stage(run, "prune 2", plan, data="data", checkpoint="distill between 1").stages
+    (between,) = stage(
+        run, "distill between 1", {"stage": {"steps": 2}}, "between", teacher="teacher", student="prune 1"
+    ).stages
+    line = last(replace(run, stages=(between, pruned)))
+    assert line.startswith("slmdeploy prune RUN/between -o RUN/made")
+    assert line.endswith("--latency 'ttft_512_ms<=20' --profile cpu-int4")
+
+
+def test_an_encoders_stages_name_its_columns(run: Run) -> None:
+    columns = {"text": "review", "pair": None, "label": "mood"}
+    stages = EncoderStage(steps=3, dtype="bf16").model_dump(mode="json")
+    line = last(stage(run, "finetune", {"stage": stages, "columns": columns}, checkpoint="checkpoint"))
+    assert "finetune teacher -o RUN/made --data DATA --text review --label mood --steps 3" in line
+    assert line.endswith("--bf16")
+    plan = {"stage": stages, "columns": columns}
+    line = last(stage(run, "distill 1", plan, teacher="teacher", student="student"))
+    assert "distill teacher STUDENT -o RUN/made --data DATA --text review --label mood --steps 3" in line
+    line = last(stage(run, "prune", {"ratio": 0.5, "columns": columns}, checkpoint="checkpoint"))
+    assert "--text review --ratio 0.5" in line
+
+
+def test_a_package_says_its_kind(run: Run) -> None:
+    plan = {"kind": "server", "max_bytes": 9, "trial": True}
+    (measured,) = stage(run, "profile", {}, "measurement").stages
+    (made,) = stage(run, "package", plan, "package", build="build", measurement="profile").stages
+    line = last(replace(run, stages=(measured, made)))
+    assert line.endswith("-o RUN/package --measurement RUN/measurement --kind server --max-bytes 9 --try")
 
 
 def test_workloads_whose_name_says_all_are_named(run: Run) -> None:

@@ -31,8 +31,8 @@ def test_a_run_has_everything(run: Run) -> None:
 
 def test_lineage_names_stages_and_what_no_stage_made(run: Run) -> None:
     stages = {stage.name: stage for stage in run.stages}
-    assert stages["prune"].sources == ("checkpoint", "data")
-    assert stages["distill 1"].sources == ("teacher", "prune", "data")
+    assert stages["prune"].sources == ("data", "checkpoint")
+    assert stages["distill 1"].sources == ("data", "teacher", "prune")
     assert stages["build cpu-int4"].sources == ("export", "data")
     assert stages["select"].sources == ("profile", "estimate x86-64-amx")
     assert stages["data"].reused

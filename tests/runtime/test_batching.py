@@ -56,6 +56,28 @@ def test_sequences_join_leave_and_move_while_others_go_on(tiny: Path, model: Mod
     assert decoder.used == 2
 
 
+def test_given_tokens_of_one_sequence_equal_steps_and_can_be_taken_back(tiny: Path, model: Model) -> None:
+    decoder, prompt = batch(tiny, 2), PROMPTS[2]
+    decoder.admit(np.array(prompt))
+    whole = model.logits([*prompt, 5, 6, 7, 8])
+    decoder.begin(40)
+    decoder.extend(np.array(PROMPTS[5][:4]), last=False)  # a prompt in the making stands behind it
+    for kept in (4, 2, 1):
+        logits = decoder.judge(np.array([5, 6, 7, 8]))
+        assert np.abs(logits - whole[-4:]).max() < 1e-5
+        decoder.take_back(4)
+        assert np.abs(decoder.judge(np.array([5, 6, 7, 8][:kept]))[-1] - whole[len(prompt) + kept - 1]).max() < 1e-5
+        decoder.take_back(kept)
+    assert decoder.length(0) == len(prompt)
+    behind = decoder.extend(np.array(PROMPTS[5][4:]), last=True)
+    assert behind is not None
+    assert np.abs(behind - model.logits(PROMPTS[5])[-1]).max() < 1e-5
+    decoder.join()
+    assert np.abs(decoder.step(np.array([5, 9]))[0] - whole[len(prompt)]).max() < 1e-5
+    with pytest.raises(AssertionError, match="one row alone"):
+        decoder.judge(np.array([5, 6]))
+
+
 def test_a_batch_that_outgrows_its_buffers_keeps_what_they_hold(
     tiny: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,16 @@ def test_given_tokens_behind_a_prompt_equal_a_prefill_over_everything(tiny: Path
         decoder.extend(np.full(62, 5))
 
 
+def test_a_prompt_that_goes_on_later_equals_a_prefill_over_everything(tiny: Path) -> None:
+    model = load(tiny, prefill_chunk=2)
+    whole, decoder = model.logits(IDS), model.decoder
+    model.prefill(IDS[:3])
+    assert np.abs(decoder.resume(np.array(IDS[3:8])) - whole[7]).max() < 1e-5
+    assert np.abs(decoder.step(IDS[8]) - whole[8]).max() < 1e-5
+    with pytest.raises(InputError, match="holds 64"):
+        decoder.resume(np.full(62, 5))
+
+
 @pytest.mark.parametrize("length", [1, 7, 64])
 def test_lengths_one_odd_and_the_whole_context(model: Model, length: int) -> None:
     ids = np.random.default_rng(length).integers(2, 200, length).tolist()
@@ -173,16 +183,20 @@ def test_greedy_steps_keep_no_memory(tmp_path: Path) -> None:
     folder = write_tiny_graph(tmp_path / "tiny", max_length=1024, vocab=2048)
     stream = load(folder, threads=1).generate_ids([1, 2, 3], max_new_tokens=1000, ignore_eos=True)
     gc.collect()
+    kept, peaks = [], []
     tracemalloc.start()
     try:
         for _ in range(200):  # fills what numpy, pybind11 and tracemalloc itself keep for reuse
             next(stream)
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        for _ in range(300):
-            next(stream)
-        after, peak = tracemalloc.get_traced_memory()
+        for _ in range(5):  # other threads of this process, servers of other tests, allocate now and then
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            for _ in range(150):
+                next(stream)
+            after, peak = tracemalloc.get_traced_memory()
+            kept.append(after - before)
+            peaks.append(peak - before)
     finally:
         tracemalloc.stop()
-    assert after - before < 300, "less than a byte a step stays"
-    assert peak - before < 2000, "neither a row of logits nor a mask is made anew"
+    assert min(kept) < 150, "less than a byte a step stays"
+    assert min(peaks) < 2000, "neither a row of logits nor a mask is made anew"

@@ -25,6 +25,7 @@ from slmdeploy.runtime.errors import (
 )
 from slmdeploy.runtime.model import Model, load
 from slmdeploy.runtime.requests import (
+    Begun,
     EngineSettings,
     Event,
     Failed,
@@ -134,7 +135,8 @@ def test_logprobs_are_those_of_the_models_own_distribution(make: Callable[..., E
     (receiver,) = submit(make(), generation(PROMPTS[0], max_new_tokens=3, logprobs=4, temperature=2.0, seed=1))
     receiver.last()
     ids = list(PROMPTS[0])
-    for event in receiver.events[:3]:
+    assert isinstance(receiver.events[0], Begun)
+    for event in receiver.events[1:4]:
         assert isinstance(event, TokenEvent)
         logits = model.logits(ids)[-1].astype(float)
         expected = logits - np.log(np.exp(logits).sum())
@@ -195,9 +197,12 @@ def test_a_request_that_fails_leaves_the_others_alone(make: Callable[..., Engine
     assert (stats.failed_requests, stats.healthy, stats.kv_tokens_used) == (2, True, 0)
 
 
-def test_a_receiver_that_raises_ends_only_its_own_request(make: Callable[..., Engine]) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_a_receiver_that_raises_ends_only_its_own_request(
+    make: Callable[..., Engine], error: type[BaseException]
+) -> None:
     def raising(event: Event) -> None:
-        raise RuntimeError(f"cannot take {event}")
+        raise error(f"cannot take {event}")
 
     engine = make(slots=2)
     engine.submit(generation(PROMPTS[0], max_new_tokens=30, ignore_eos=True), raising)
@@ -349,20 +354,25 @@ def test_closing_fails_what_has_not_ended(tiny: Path) -> None:
     engine, receiver = Engine(load(tiny), EngineSettings(slots=1)), Receiver()
     with pytest.raises(EngineStoppedError, match="has not been started"):
         engine.submit(generation(PROMPTS[0]), receiver)
-    blocked = threading.Event()
+    blocked, gate = threading.Event(), threading.Event()
 
-    def slow(event: Event) -> None:
+    def hold(event: Event) -> None:
         receiver(event)
         blocked.set()
-        time.sleep(0.01)
+        assert gate.wait(PATIENCE_S)
 
     engine.start()
     with pytest.raises(InputError, match="started once"):
         engine.start()
-    engine.submit(generation(PROMPTS[0], max_new_tokens=50, ignore_eos=True), slow)
+    engine.submit(generation(PROMPTS[0], max_new_tokens=50, ignore_eos=True), hold)
     assert blocked.wait(PATIENCE_S)
     assert not engine.drain(0.0)
-    engine.close()
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    with engine._changed:
+        assert engine._changed.wait_for(lambda: engine._closing, PATIENCE_S)
+    gate.set()
+    closing.join()
     engine.close()
     assert isinstance(receiver.error(), EngineStoppedError)
     assert not engine.stats().healthy

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slmdeploy.runtime.errors import ResourceError
 from slmdeploy.runtime.openvino_pages import PagedSequence, PagePool
 
 PAGE = 4
@@ -87,3 +88,17 @@ def test_growth_keeps_what_pages_hold(pool: PagePool, inputs: Inputs) -> None:
     np.testing.assert_array_equal(after[first.pages], 7)
     assert inputs.arrays["value_cache.0"].dtype == np.uint16
     assert len({page for other in others for page in other.pages} | set(first.pages)) == len(others) + 1
+
+
+def test_a_sequence_that_cannot_be_forked_leaves_no_page_held(pool: PagePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *_ = [sequence(pool, PAGE + 1), *(sequence(pool, PAGE) for _ in range(62))]
+    assert pool.held == 64
+
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("slmdeploy.runtime.openvino_pages._buffer", full)
+    with pytest.raises(ResourceError, match="no memory for keys and values"):
+        pool.fork(first)
+    pool.release(first)
+    assert pool.held == 62

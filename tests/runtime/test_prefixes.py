@@ -65,3 +65,19 @@ def test_requests_whose_pieces_alternate_do_not_disturb_each_other(
                 run.advance()
     for prefix, run in zip(PREFIXES, runs, strict=True):
         assert np.abs(run.scores - model.score_ids(prefix.tolist(), [i.tolist() for i in ITEMS])).max() < 1e-4
+
+
+def test_without_memory_for_the_cache_scores_come_all_the_same(
+    scorer: Scorer, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = scorer.keep_prefixes(1 << 20)
+
+    def out_of_memory(tokens: object, read: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tree, "insert", out_of_memory)
+        found = scorer.score(PREFIXES[0], ITEMS)
+    assert np.abs(found - model.score_ids(PREFIXES[0].tolist(), [i.tolist() for i in ITEMS])).max() < 1e-4
+    assert tree.size == 0
+    assert scorer.begin(PREFIXES[0], ITEMS).cached_tokens == PREFIXES[0].size, "the last prefix is kept as it is"

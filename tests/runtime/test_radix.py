@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slmdeploy.runtime.radix import Node, RadixTree, common
@@ -35,7 +35,6 @@ def check_shape(tree: RadixTree[Tokens]) -> None:
         assert node.parent.parent is None or node.parent.used >= node.used
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 25), ACTIONS)
 def test_what_is_found_is_right_whatever_was_done_before(capacity: int, actions: list[tuple[str, Tokens]]) -> None:
     tree = tree_of_tokens(capacity)

@@ -1,5 +1,6 @@
 """Steps without a thread: what is left when requests come, end, fail and are cancelled at any moment."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmdeploy.runtime.batching import BatchDecoder
+from slmdeploy.runtime.drafting import PromptLookup
 from slmdeploy.runtime.errors import CorruptArtifactError, EngineStoppedError, RequestCancelledError, ResourceError
+from slmdeploy.runtime.lone_drafting import LoneDrafting
 from slmdeploy.runtime.model import Model, load
-from slmdeploy.runtime.requests import ChoiceDone, Event, Failed, Finished, ScoreEvent, TokenEvent
+from slmdeploy.runtime.requests import Begun, ChoiceDone, Event, Failed, Finished, ScoreEvent, TokenEvent
 from slmdeploy.runtime.rows import BatchRows
 from slmdeploy.runtime.scheduler import Scheduler
 from slmdeploy.runtime.segments import SegmentTree, segment_tree, token_bytes
@@ -20,13 +23,17 @@ from tests.runtime.receivers import PROMPTS, generation
 NOW, LATE = 0.0, 10.0
 
 
-def make(model: Model, *, slots: int = 2, piece: int = 4, cached: int = 40) -> tuple[Stepper, SegmentTree]:
-    """A stepper over the tiny model, and the tree of its prompts."""
+def make(
+    model: Model, *, slots: int = 2, piece: int = 4, cached: int = 40, drafted: bool = False
+) -> tuple[Stepper, SegmentTree, BatchDecoder]:
+    """A stepper over the tiny model, the tree of its prompts, and what computes."""
     tree = segment_tree(cached * token_bytes(model.runtime), model.runtime)
     batch = model.open_batch(slots)
     assert isinstance(batch, BatchDecoder)
+    rows = BatchRows(batch, tree)
+    drafting = LoneDrafting(PromptLookup(), rows) if drafted else None
     scheduler = Scheduler(slots, slots * 64, piece)
-    return Stepper(BatchRows(batch, tree), model.scorer, model.codec, model.runtime, scheduler), tree
+    return Stepper(rows, model.scorer, model.codec, model.runtime, scheduler, drafting), tree, batch
 
 
 def ask(stepper: Stepper, number: int, prompt: tuple[int, ...], made: int, **options: object) -> list[Event]:
@@ -45,7 +52,7 @@ def opened(tiny: Path) -> Model:
 @pytest.mark.parametrize("steps", [0, 1, 2, 4, 6])
 def test_a_cancelled_request_is_out_before_the_next_step(opened: Model, steps: int) -> None:
     """The prompt of 20 tokens takes five steps, then the sequence runs."""
-    stepper, _ = make(opened, slots=1)
+    stepper, _, _ = make(opened, slots=1)
     cancelled = ask(stepper, 1, (100,) * 20, 30)
     for _ in range(steps):
         stepper.step(NOW)
@@ -54,7 +61,7 @@ def test_a_cancelled_request_is_out_before_the_next_step(opened: Model, steps: i
     assert (stepper.scheduler.busy, stepper.scheduler.places_used, stepper.queued) == (False, 0, 0)
     other = ask(stepper, 2, PROMPTS[1], 1)
     stepper.step(NOW)
-    assert [type(event) for event in other] == [TokenEvent, ChoiceDone, Finished]
+    assert [type(event) for event in other] == [Begun, TokenEvent, ChoiceDone, Finished]
 
 
 REQUESTS = st.tuples(
@@ -67,13 +74,43 @@ REQUESTS = st.tuples(
 MOVES = st.lists(st.one_of(REQUESTS, st.just("step"), st.integers(1, 6)), max_size=14)
 
 
-@settings(max_examples=30, deadline=None)
-@given(MOVES, st.integers(1, 3), st.integers(1, 30), st.sampled_from([0, 10, 200]))
+FAULTS = st.lists(st.sampled_from([None, None, None, MemoryError(), ResourceError("no memory")]), max_size=20)
+"""What the next calls that compute raise, each in turn; those behind them work."""
+
+
+def let_fail(batch: BatchDecoder, scorer: object, faults: list[Exception | None]) -> pytest.MonkeyPatch:
+    """Let whatever computes raise as planned before it has changed anything; undo it at the end."""
+    patch = pytest.MonkeyPatch()
+
+    def faulty(computes: Callable[..., object], only: Exception | None = None) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            if faults and (error := faults.pop(0)) is not None:
+                raise only or error
+            return computes(*arguments, **named)
+
+        return call
+
+    for name in ("begin", "extend", "fork", "step", "judge"):
+        patch.setattr(batch, name, faulty(getattr(batch, name)))
+    patch.setattr(batch, "read", faulty(batch.read, MemoryError()))  # a copy fails in no other way
+    patch.setattr(scorer, "begin", faulty(scorer.begin))  # type: ignore[attr-defined]
+    return patch
+
+
+@settings(max_examples=40, deadline=None)
+@given(MOVES, st.integers(1, 3), st.integers(1, 30), st.sampled_from([0, 10, 200]), FAULTS, st.booleans())
 def test_every_request_ends_once_and_nothing_stays_behind(
-    opened: Model, moves: list[object], slots: int, piece: int, cached: int
+    opened: Model,
+    moves: list[object],
+    slots: int,
+    piece: int,
+    cached: int,
+    faults: list[Exception | None],
+    drafted: bool,
 ) -> None:
-    stepper, tree = make(opened, slots=slots, piece=piece, cached=cached)
+    stepper, tree, batch = make(opened, slots=slots, piece=piece, cached=cached, drafted=drafted)
     told: list[list[Event]] = []
+    patch = let_fail(batch, opened.scorer, list(faults))
     for clock, move in enumerate(moves):
         if move == "step":
             stepper.step(float(clock))
@@ -93,17 +130,19 @@ def test_every_request_ends_once_and_nothing_stays_behind(
         if not stepper.scheduler.busy:
             break
         stepper.step(LATE)
+    patch.undo()
     for events in told:
         ends = [event for event in events if isinstance(event, Finished | ScoreEvent | Failed)]
         assert ends == events[-1:]
     assert (stepper.requests, stepper.queued, stepper.scheduler.places_used) == ({}, 0, 0)
+    assert (batch.used, batch.cache.staged) == (0, None)
     assert {node.holds for node in tree.nodes()} <= {0}
     assert tree.size <= tree.capacity
     assert stepper.failure is None
 
 
 def test_a_cancelled_request_to_score_says_so(opened: Model) -> None:
-    stepper, _ = make(opened)
+    stepper, _, _ = make(opened)
     events: list[Event] = []
     stepper.score(1, np.array(PROMPTS[0]), [np.array([4])], 0, None, events.append)
     stepper.cancel(1)
@@ -116,7 +155,7 @@ def test_a_cancelled_request_to_score_says_so(opened: Model) -> None:
 def test_failures_in_a_row_are_counted_from_the_last_run_that_worked(
     opened: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stepper, _ = make(opened, slots=1)
+    stepper, _, _ = make(opened, slots=1)
     extend, works = BatchDecoder.extend, [False, False, True, False, False, False]
 
     def failing(batch: BatchDecoder, ids: object, *, last: bool) -> object:
@@ -133,7 +172,7 @@ def test_failures_in_a_row_are_counted_from_the_last_run_that_worked(
 
 
 def test_aborting_tells_everybody(opened: Model) -> None:
-    stepper, _ = make(opened, slots=1)
+    stepper, _, _ = make(opened, slots=1)
     told = [ask(stepper, number, PROMPTS[number], 5) for number in range(2)]
     stepper.step(NOW)
     stepper.abort(EngineStoppedError("over"))
@@ -146,7 +185,7 @@ def test_aborting_tells_everybody(opened: Model) -> None:
 def test_out_of_memory_is_a_sentence_and_no_sign_of_a_broken_build(
     opened: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stepper, _ = make(opened, slots=1)
+    stepper, _, _ = make(opened, slots=1)
 
     def failing(batch: BatchDecoder, ids: object, *, last: bool) -> object:
         raise MemoryError
@@ -155,7 +194,8 @@ def test_out_of_memory_is_a_sentence_and_no_sign_of_a_broken_build(
     for number in range(REPEATED):
         events = ask(stepper, number, (3, 4), 1)
         stepper.step(NOW)
-        (failed,) = events
+        begun, failed = events
+        assert isinstance(begun, Begun)
         assert isinstance(failed, Failed)
         assert isinstance(failed.error, ResourceError)
         assert "not enough memory" in str(failed.error)

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from slmdeploy.runtime.model import load
-from tests.serving.live import client
+from tests.serving.live import PATIENCE_S, client
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 SCHEMA = {
@@ -22,7 +22,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def api(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as made:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as made:
         yield made
 
 

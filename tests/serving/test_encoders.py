@@ -17,7 +17,7 @@ from slmdeploy.runtime.errors import DeadlineError, EngineStoppedError, QueueFul
 from slmdeploy.serving.encoders import MicroBatcher
 from slmdeploy.serving.metrics import OF_ENCODER, Figures
 from tests.runtime.encoder_graphs import write_encoder_graph
-from tests.serving.live import client, wait_for
+from tests.serving.live import PATIENCE_S, client, wait_for
 
 ROW = Row((1, 4, 2), (0, 0, 0))
 BAD = Row((1, 7, 2), (0, 0, 0))
@@ -37,7 +37,7 @@ class Held:
 
     def rows(self, rows: list[Row], name: str) -> Any:
         self.calls.append(len(rows))
-        assert self.go.wait(20)
+        assert self.go.wait(PATIENCE_S)
         if BAD in rows:
             raise CorruptArtifactError("This row computes NaN.")
         return self._encoder.rows(rows, name)
@@ -58,7 +58,7 @@ def held(model: EncoderModel) -> Iterator[tuple[Held, MicroBatcher]]:
     batcher.close()
 
 
-def ask(batcher: MicroBatcher, *rows: Row, deadline_s: float = 20.0) -> Any:
+def ask(batcher: MicroBatcher, *rows: Row, deadline_s: float = PATIENCE_S) -> Any:
     return asyncio.run(batcher.run(list(rows), deadline_s))
 
 
@@ -86,6 +86,9 @@ def test_a_request_that_fails_fails_alone(held: tuple[Held, MicroBatcher]) -> No
         with pytest.raises(CorruptArtifactError, match="NaN"):
             bad.result()
         assert np.array_equal(good.result()[0], first.result()[0])
+    assert encoder.calls == [1, 2, 1, 1]
+    waited = batcher._figures.registry.get_sample_value("slmdeploy_queue_ms_count")
+    assert waited == 3, "each has waited once"
 
 
 def test_a_full_queue_a_passed_deadline_and_the_end_are_refusals(held: tuple[Held, MicroBatcher]) -> None:

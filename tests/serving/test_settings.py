@@ -19,6 +19,7 @@ from slmdeploy.serving.settings import ServerSettings
         {"deadline_s": float("nan")},
         {"stall_s": -1},
         {"drain_s": -1},
+        {"drain_s": float("nan")},
         {"stream_events": 0},
     ],
 )
