@@ -1,7 +1,8 @@
 """Building for the engine tensorrt: a portable graph becomes one for a compiler, judged by its numbers.
 
-    smooth -> count what the linear layers read -> scales -> try the head by itself -> quantise, make float16 of the
-    rest, check the contract, write -> where quality fails, leave the most sensitive layers unquantised -> compile
+    rotate, smooth -> count what the linear layers read -> scales -> try the head by itself -> quantise, make float16
+    of the rest, check the contract, write -> where quality fails, leave the most sensitive layers unquantised ->
+    compile
 
 The result says under ``verification`` what was done and what was not, and has no speed. ONNX Runtime computes the graph
 on the CPU as it is written; a compiler that fuses sums in another order rounds a little differently. Encoders have the
@@ -40,6 +41,7 @@ from slmdeploy.building.onnxruntime import (
 from slmdeploy.building.ort_providers import check_for_provider, mark_for_provider
 from slmdeploy.building.quantize import EMBEDDING, HEAD, parts
 from slmdeploy.building.reference import Reference
+from slmdeploy.building.rotation import rotate
 from slmdeploy.building.smooth import smooth
 from slmdeploy.building.tensorrt import Compiled, compile_graph
 from slmdeploy.building.tensorrt_checks import (
@@ -89,8 +91,8 @@ def build_for_tensorrt(
     if is_encoder(graph):
         result = build_fp8_encoder(graph, folder, profile, data, (_SELF_LIMIT, _HALF_LIMIT), progress)
     else:
-        with tempfile.TemporaryDirectory(prefix="slmdeploy-smooth-") as place:
-            reference = _smoothed(Reference(graph, data), Path(place), profile)
+        with tempfile.TemporaryDirectory(prefix="slmdeploy-prepared-") as place:
+            reference = _prepared(Reference(graph, data), Path(place), profile)
             result = _build(reference, folder, profile, progress)
         if read_runtime(folder).tasks == ("score",):
             keep_only_scoring(folder)
@@ -150,17 +152,25 @@ def _build(reference: Reference, folder: Path, profile: Profile, progress: Progr
     }
 
 
-def _smoothed(reference: Reference, place: Path, profile: Profile) -> Reference:
-    """The reference, or that of a copy in ``place`` whose linear layers read smoother values."""
-    if not profile.fp8.smooth:
-        return reference
-    graph = reference.graph
-    model = read_model(graph)
-    smooth(model, inputs_of(graph, reference.calibration_text), product=fp8_product)
-    copy_companions(graph, place)
-    write_runtime(graph, place)
-    write_models({MODEL: model}, place)
-    return reference.of(place)
+def _prepared(reference: Reference, place: Path, profile: Profile) -> Reference:
+    """The reference, or that of a copy in ``place`` that computes the same from turned or smoother values."""
+    if profile.fp8.rotate:
+        model = read_model(reference.graph)
+        rotate(model)
+        reference = _copy_of(reference, model, place / "rotated")
+    if profile.fp8.smooth:
+        model = read_model(reference.graph)
+        smooth(model, inputs_of(reference.graph, reference.calibration_text), product=fp8_product)
+        reference = _copy_of(reference, model, place / "smoothed")
+    return reference
+
+
+def _copy_of(reference: Reference, model: ir.Model, folder: Path) -> Reference:
+    folder.mkdir()
+    copy_companions(reference.graph, folder)
+    write_runtime(reference.graph, folder)
+    write_models({MODEL: model}, folder)
+    return reference.of(folder)
 
 
 def _verification(result: dict[str, Any], profile: Profile, compiled: Compiled | str) -> dict[str, str]:

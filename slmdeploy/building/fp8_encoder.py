@@ -44,8 +44,8 @@ def check_encoder(graph: Path, profile: Profile) -> None:
             f"{graph} has operators of ONNX Runtime's own or of an old opset, and profile {profile.name!r} builds from "
             "standard ones: export it with --dialect portable"
         )
-    for name, wanted in (("attention", profile.fp8.attention), ("smooth", profile.fp8.smooth)):
-        if wanted:
+    for name in ("attention", "smooth", "rotate"):
+        if getattr(profile.fp8, name):
             raise InputError(f"fp8.{name} is for decoders, and {graph} is an encoder's: leave it out of the profile")
 
 

@@ -5,8 +5,9 @@ not see it: a decoder whose norms carry no gain computes the same in the turned 
 2404.00456). Gains go into the layers behind them, then the embedding and all that writes to the stream is turned by Q,
 all that reads from it by Q transposed. Values of attention are turned within each head, o_proj back. What would have to
 be turned while the graph runs (the input of down_proj, queries and keys) is left as it is. A tied embedding and head
-become two tables. Walks the graph of the dialect ort and refuses whatever it does not know to be exact: LayerNorm takes
-a mean, norms behind a branch have gains that nothing behind them can take.
+become two tables. Walks graphs of the dialect ort, and portable ones whose norms are one operator, of which values of
+attention stay as they are; refuses whatever it does not know to be exact: LayerNorm takes a mean, norms behind a branch
+have gains that nothing behind them can take.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from slmdeploy.errors import InputError
 
 Floats = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
-_NORMS = {"SimplifiedLayerNormalization": 1, "SkipSimplifiedLayerNormalization": 2}
+_NORMS = {"RMSNormalization": 1, "SimplifiedLayerNormalization": 1, "SkipSimplifiedLayerNormalization": 2}
 """RMS norms, and which input their gain is."""
 _SKIP = "SkipSimplifiedLayerNormalization"
 

@@ -90,5 +90,6 @@ def check_graph(graph: Path, profile: Profile) -> None:
             f"{graph} has the tasks {' and '.join(runtime.tasks)}, and a plan is for one: export it with --task "
             "generate or --task score"
         )
-    if "score" in runtime.tasks and profile.fp8.smooth:
-        raise InputError(f"fp8.smooth is for the task generate, and {graph} scores: leave it out of the profile")
+    for name in ("smooth", "rotate"):
+        if "score" in runtime.tasks and getattr(profile.fp8, name):
+            raise InputError(f"fp8.{name} is for the task generate, and {graph} scores: leave it out of the profile")

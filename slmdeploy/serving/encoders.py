@@ -86,10 +86,13 @@ class MicroBatcher:
         """Whether its thread lives."""
         return self._thread.is_alive()
 
-    async def run(self, rows: list[Row], deadline_s: float) -> list[Floats]:
-        """The output of each row. Raises QueueFullError, DeadlineError, or what the encoder raised."""
+    async def run(self, rows: list[Row], deadline: float) -> list[Floats]:
+        """The output of each row until ``deadline`` (time.monotonic).
+
+        Raises QueueFullError, DeadlineError, or what the encoder raised.
+        """
         loop = asyncio.get_running_loop()
-        job = _Job(rows, time.monotonic() + deadline_s, loop, loop.create_future())
+        job = _Job(rows, deadline, loop, loop.create_future())
         with self._changed:
             if self._stopping:
                 raise EngineStoppedError("The server is stopping and takes no new requests.")
@@ -183,7 +186,7 @@ class EncoderService:
         rows = [row_of(encoding) for encoding in encodings]
         count = sum(len(row.ids) for row in rows)
         note(http, {"prompt_tokens": count, "texts": len(texts)})
-        found = await unless_gone(http, self.batcher.run(rows, self.settings.deadline_s))
+        found = await unless_gone(http, self.batcher.run(rows, http.state.arrived + self.settings.deadline_s))
         return found, encodings, count
 
     def _check_lengths(self, encodings: Sequence[Encoding], param: str) -> None:

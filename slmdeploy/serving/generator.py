@@ -7,6 +7,7 @@ the deadline, collecting or streaming, and what is measured on the way. Knows no
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -134,13 +135,14 @@ class Generator:
             stop=body.stops,
             ignore_eos=body.ignore_eos,
         )
-        deadline = time.monotonic() + limits.deadline_s
-        return GenerateRequest(prompt_ids, settings, body.n, logprobs, constraint, deadline=deadline)
+        return GenerateRequest(prompt_ids, settings, body.n, logprobs, constraint)
 
     async def respond(
         self, http: HttpRequest, requests: Sequence[GenerateRequest], form: Form, body: Generation
     ) -> Response:
         """The answer at once, or as a stream that begins when all requests are accepted."""
+        deadline = http.state.arrived + self.settings.deadline_s
+        requests = [replace(request, deadline=deadline) for request in requests]
         if not body.stream:
             return JSONResponse(await unless_gone(http, self._whole(http, requests, form)))
         run = Run(self.engine, requests, self.settings.stream_events)
@@ -189,8 +191,7 @@ class Generator:
         """logit(labels[1]) - logit(labels[0]) of each item behind the prefix, and the tokens counted."""
         prefix_ids, item_ids = await self._threads.run(self._score_ids, prefix, items)
         self._short_enough(prefix_ids + max(item_ids, key=len))
-        deadline = time.monotonic() + self.settings.deadline_s
-        asked = ScoreRequest(prefix_ids, item_ids, deadline=deadline)
+        asked = ScoreRequest(prefix_ids, item_ids, deadline=http.state.arrived + self.settings.deadline_s)
         found = await unless_gone(http, self._scored(asked, http.state.arrived))
         self._figures.latency("score_ms", 1e3 * (time.monotonic() - http.state.arrived))
         prompt = len(prefix_ids) + sum(map(len, item_ids))

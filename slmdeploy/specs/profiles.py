@@ -39,14 +39,17 @@ class Fp8(Spec):
     """Where the scales of the scheme fp8 come from: building/fp8.py defines the rules.
 
     ``per_channel``: a weight has one scale for each output channel, instead of one in all. Activations have one.
-    ``smooth``: what is large in a few channels moves into the weights first (building/smooth.py). ``attention``: both
-    products of attention are FP8 too, which only graphs with attention written out have (opset 21).
+    ``smooth``: what is large in a few channels moves into the weights first (building/smooth.py). ``rotate``: the
+    residual stream is turned before that (building/rotation.py), which graphs with norms as one operator take (opset 23
+    and 24). ``attention``: both products of attention are FP8 too, which only graphs with attention written out have
+    (opset 21).
     """
 
     activation_scale: ActivationScale = "max"
     weight_scale: Literal["amax", "mse"] = "amax"
     per_channel: bool = True
     smooth: bool = False
+    rotate: bool = False
     attention: bool = False
 
 

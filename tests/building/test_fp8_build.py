@@ -13,6 +13,8 @@ from slmdeploy.artifacts import Artifact
 from slmdeploy.building import fp8_build
 from slmdeploy.building.build import build
 from slmdeploy.building.contract import breaches
+from slmdeploy.building.onnxruntime import read_model
+from slmdeploy.building.rotation import rotate
 from slmdeploy.errors import GateError, InputError
 from slmdeploy.exporting.export import export
 from slmdeploy.packaging.package import package
@@ -231,6 +233,27 @@ def test_smoothing_keeps_what_the_graph_computes_before_it_is_quantised(
     assert smooth.result["passed"]
     exact, found = (load(path, threads=1).logits(IDS) for path in (graph, smooth.path))
     assert 0 < relative_error(found, exact) < 0.2
+
+
+@pytest.mark.parametrize("opset", [23, 24])
+def test_turning_keeps_what_the_graph_computes_before_it_is_quantised(
+    graphs: dict[int, Path], data: Path, tmp_path: Path, opset: int
+) -> None:
+    turned = read_model(graphs[opset])
+    found = rotate(turned)
+    layers = read_runtime(graphs[opset]).layers
+    assert (found["reads"] >= 2 * layers, found["writes"], found["attentions"]) == (True, 2 * layers, 0)
+    profile = with_options(rotate=True, smooth=opset == 23)
+    built = build(graphs[opset], profile=profile, data=data, out=tmp_path / "build")
+    assert built.result["passed"]
+    exact, quantised = (load(path, threads=1).logits(IDS) for path in (graphs[opset], built.path))
+    assert 0 < relative_error(quantised, exact) < 0.2
+
+
+def test_norms_that_are_written_out_cannot_be_turned(graph: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the graph cannot be rotated"):
+        build(graph, profile=with_options(rotate=True), data=data, out=tmp_path / "build")
+    assert not (tmp_path / "build").exists()
 
 
 def test_float16_alone_is_nearer_than_fp8_and_its_cache_is_float16(graph: Path, data: Path, tmp_path: Path) -> None:

@@ -258,10 +258,7 @@ def test_without_a_ratio_a_width_that_is_no_multiple_of_the_tile_stays(checkpoin
         ({"layer_ratio": float("nan")}, "layer_ratio = nan is not a share"),
         ({"layer_ratio": 0.9}, "layer_ratio = 0.9 leaves none of its 4 layers: lower it"),
         ({"layer_ratio": 0.1}, "layer_ratio = 0.1 removes none of its 4 layers, and nothing else goes"),
-        (
-            {"layer_ratio": 0.0},
-            "ratio = 0.0 is not a share to remove: .* or 0 with an attention_ratio, layer_ratio or hidden_ratio",
-        ),
+        ({"layer_ratio": 0.0}, "ratio = 0.0 is not a share to remove: .* or 0 with .* layer_ratio or hidden_ratio"),
         ({"ratio": 1.0}, "ratio = 1.0 is not a share"),
     ],
 )
@@ -274,7 +271,7 @@ def test_unfit_numbers_are_refused(tmp_path: Path, deep: Path, data: Path, chang
 def test_data_with_nothing_to_predict_is_refused(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text(json.dumps({"prompt": "the fox", "completion": ""}) + "\n")
-    with pytest.raises(InputError, match="nothing can be measured on it"):
+    with pytest.raises(InputError, match="no record that fits into 64 tokens with one to predict: raise length"):
         run(checkpoint(eos_token_id=None), empty, tmp_path / "out", layer_ratio=0.5)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,7 +60,7 @@ def held(model: EncoderModel) -> Iterator[tuple[Held, MicroBatcher]]:
 
 
 def ask(batcher: MicroBatcher, *rows: Row, deadline_s: float = PATIENCE_S) -> Any:
-    return asyncio.run(batcher.run(list(rows), deadline_s))
+    return asyncio.run(batcher.run(list(rows), time.monotonic() + deadline_s))
 
 
 def test_what_waits_meanwhile_runs_together_and_comes_back_apart(held: tuple[Held, MicroBatcher]) -> None:

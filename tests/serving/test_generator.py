@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -84,6 +85,31 @@ def test_a_deadline_is_504_and_in_a_stream_an_error(shared: tuple[ScriptedEngine
     events = [json.loads(line[6:]) for line in answer.result().text.split("\n\n") if line]
     assert events[0]["choices"][0]["text"] == "a"
     assert events[-1]["error"]["code"] == "deadline_exceeded"
+
+
+def test_the_deadline_counts_from_the_arrival_also_while_the_body_is_on_its_way(
+    shared: tuple[ScriptedEngine, Any],
+) -> None:
+    engine, asking = shared
+    body = json.dumps(BODY).encode()
+    arrived: list[float] = []
+
+    def slowly() -> Iterator[bytes]:
+        yield body[:5]
+        assert wait_for(lambda: "slmdeploy_http_in_flight 2.0" in asking.get("/metrics").text)
+        arrived.append(time.monotonic())
+        yield body[5:]
+
+    with ThreadPoolExecutor(1) as pool, client(str(asking.base_url)) as other:
+        answer = pool.submit(
+            other.post, "/v1/completions", content=slowly(), headers={"Content-Type": "application/json"}
+        )
+        number = engine.one()
+        deadline = engine.running[number].request.deadline
+        engine.finish(number)
+        assert answer.result().status_code == 200
+    assert deadline is not None
+    assert deadline <= arrived[0] + ServerSettings().deadline_s
 
 
 def test_a_damaged_model_is_the_servers_fault_and_tells_nothing(
