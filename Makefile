@@ -25,8 +25,9 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/slmdeploy run $(RECIPE) -o $(RUN)
 
+# Two processes, whole files each: tests run on one thread, and fixtures of a file are made once.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
