@@ -28,15 +28,19 @@ Request = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """What a load showed: the turn, and the reasons of requests without an answer."""
+    """What a load showed: the turn, the reasons of requests without an answer, and the seconds that a cell may take.
+
+    Answers in many parts are waited for beyond those.
+    """
 
     turn: Turn
     failures: tuple[str, ...]
+    limit_s: float
 
     @property
     def kept_up(self) -> bool:
         """Whether nearly every request was answered within the cell's time: beyond, more load shows nothing new."""
-        return self.turn.answered >= 0.9 * self.turn.requests
+        return self.turn.answered >= 0.9 * self.turn.requests and self.turn.wall_s <= self.limit_s
 
 
 def letters(ids: Sequence[int]) -> str:
@@ -88,7 +92,7 @@ def run_cell(row: ServerRow, server: Server, workload: Workload, vocab_size: int
         records = client.ask("drive", **fields)["records"]
     turn = turn_of(workload, requests, records)
     turn.samples.pop("queue_ms", None)
-    return Cell(turn, tuple(dict.fromkeys(client.failures)))
+    return Cell(turn, tuple(dict.fromkeys(client.failures)), limit_s)
 
 
 def warm_up(row: ServerRow, server: Server, workload: Workload, vocab_size: int) -> None:

@@ -70,6 +70,14 @@ def test_so_many_rounds_of_the_least_requests_have_a_99th_percentile() -> None:
             assert ("e2e_ms_p99" in outcome.metrics) is known
 
 
+@pytest.mark.parametrize(
+    ("answered", "wall_s", "kept_up"), [(40, 2.0, True), (36, 1.0, True), (35, 1.0, False), (40, 2.1, False)]
+)
+def test_a_server_keeps_up_that_answers_nearly_all_in_time(answered: int, wall_s: float, kept_up: bool) -> None:
+    cell = load.Cell(Turn({}, units=1, requests=40, answered=answered, wall_s=wall_s), (), limit_s=2.0)
+    assert cell.kept_up == kept_up
+
+
 def test_a_ladder_ends_at_the_rate_that_was_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = {2.0: 40, 4.0: 30}
     asked = []
@@ -79,7 +87,7 @@ def test_a_ladder_ends_at_the_rate_that_was_too_much(tmp_path: Path, monkeypatch
         if workload.rate_per_s == 1.0:
             raise UnansweredError("/score answered 404")
         answered = cells[workload.rate_per_s or 0.0]
-        return load.Cell(Turn({}, units=1, requests=40, answered=answered, wall_s=1.0), ())
+        return load.Cell(Turn({}, units=1, requests=40, answered=answered, wall_s=1.0), (), limit_s=2.0)
 
     monkeypatch.setattr(serving, "_measured", measured)
     journal = Journal(tmp_path / "cells.jsonl")
