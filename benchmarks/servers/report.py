@@ -137,10 +137,14 @@ def _verdict(cells: Cells, limit: float, ours: set[str]) -> tuple[str, str, str,
     found = best_within(cells, limit)
     own = max((cell for name, cell in found.items() if name in ours), key=_throughput, default=None)
     peer = max((cell for name, cell in found.items() if name not in ours), key=_throughput, default=None)
+    missing = [
+        name for name in _of_unknown_p99(cells) if (name in ours and own is None) or (name not in ours and peer is None)
+    ]
+    if missing:
+        sides = (one["engine"] if one else "none" for one in (own, peer))
+        return *sides, "–", f"not known: too few requests of {', '.join(missing)} for a p99"
     if own is None and peer is None:
-        task = named_workload(cells[0]["case"]).task
-        known = any(f"{WHOLE[task]}_p99" in cell.get("metrics", ()) for cell in cells)
-        return "none", "none", "–", "no server is within it" if known else "not known: too few requests for a p99"
+        return "none", "none", "–", "no server is within it"
     if own is None:
         return "none", peer["engine"], "–", "no"
     if peer is None:
@@ -149,6 +153,13 @@ def _verdict(cells: Cells, limit: float, ours: set[str]) -> tuple[str, str, str,
     tie = _interval(own)[0] <= _interval(peer)[1] and _interval(peer)[0] <= _interval(own)[1]
     verdict = "no: a tie, their intervals overlap" if tie else "**yes**" if ratio > 1 else "no"
     return own["engine"], peer["engine"], f"{ratio:.2f}×", verdict
+
+
+def _of_unknown_p99(cells: Cells) -> list[str]:
+    """Servers that answered all of a cell's requests, which were too few for a p99."""
+    name = f"{WHOLE[named_workload(cells[0]['case']).task]}_p99"
+    open_ = [cell for cell in cells if "metrics" in cell and not cell["unanswered"] and name not in cell["metrics"]]
+    return list(dict.fromkeys(cell["engine"] for cell in open_))
 
 
 def _throughput(cell: Mapping[str, Any]) -> float:

@@ -163,4 +163,7 @@ def test_too_few_requests_are_said() -> None:
     few["turn"]["samples"] = {name: values[:20] for name, values in few["turn"]["samples"].items()}
     page = report.render(report.results_of([few], SERVERS, ABOUT), {})
     assert "| a | too few requests for a p99 | too few requests for a p99 |" in page
-    assert "| none | none | – | not known: too few requests for a p99 |" in page
+    assert "| none | none | – | not known: too few requests of a for a p99 |" in page
+    own = few | {"engine": BEST[0]}
+    page = report.render(report.results_of([own, line(BEST[1], 1, 100.0)], SERVERS, ABOUT), {})
+    assert f"| none | {BEST[1]} | – | not known: too few requests of {BEST[0]} for a p99 |" in page
