@@ -37,12 +37,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def newest(lines: Iterable[Line]) -> list[Line]:
-    """The lines of the newest version of each engine and model, a later line in the place of an earlier one."""
+    """The lines of the newest version that ran each case of a model, a later line in the place of an earlier one."""
     lines = list(lines)
-    version = {(line["engine"], line["model"]): line["version"] for line in lines if "version" in line}
+    version = {(line["engine"], line["model"], line["case"]): line["version"] for line in lines if "version" in line}
     found: dict[tuple[object, ...], Line] = {}
     for line in lines:
-        if line["engine"] == LIMITS or version[line["engine"], line["model"]] == line["version"]:
+        if line["engine"] == LIMITS or version[line["engine"], line["model"], line["case"]] == line["version"]:
             found[line["engine"], line.get("model"), line["case"], line["round"]] = line
     return list(found.values())
 
