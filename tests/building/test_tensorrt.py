@@ -160,7 +160,8 @@ def test_a_scorer_has_a_phase_for_the_prefix_and_one_for_items(tmp_path: Path, d
         out=tmp_path / "build",
     )
     found = built.result["compiled"]
-    assert found["products"] == {"fp8": 2 * (PRODUCTS - 1)}
+    # The label rows of the head, one product in each phase, stay float16.
+    assert found["products"] == {"fp8": 2 * (PRODUCTS - 1), "fp16": 2}
     assert found["fused_attentions"] == 2 * LAYERS
     assert found["phases"] == ["prefix", "items"]
     assert "model.onnx" not in built.manifest["files"]
