@@ -11,7 +11,6 @@ KL in nats per token and top-1 agreement against its own fp32 on the validation 
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rounding import EIGHT, FORMS, GRAPHS, INT4, Lab, commit
+from benchmarks.rounding import EIGHT, FORMS, GRAPHS, INT4, Lab, commit, put_between
 from slmdeploy.artifacts import machine
 from slmdeploy.building.onnxruntime import read_model
 from slmdeploy.building.quantize import EMBEDDING, HEAD, Plan, parts, quantize
@@ -28,7 +27,6 @@ from slmdeploy.building.rounding import Rounding
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "layer_bits.json"
-PAGE = ROOT / "docs" / "quantisation.md"
 _MARKS = ("<!-- benchmarks/layer_bits.py -->\n", "<!-- end of layer_bits -->\n")
 _SCREENING_TOKENS, _TOKENS = 1024, 2048
 """Tokens that one layer's sensitivity is measured on, as `build` does, and those that everything else is."""
@@ -134,14 +132,6 @@ def run(work: Path) -> None:
         print(key, found["cells"][key], flush=True)
 
 
-def write_page() -> None:
-    """Put the tables between their marks in docs/quantisation.md."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    page = PAGE.read_text(encoding="utf-8")
-    start, end = _MARKS
-    PAGE.write_text(re.sub(f"(?s){start}.*?{end}", lambda _: start + tables(found) + end, page), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=ROOT / "work" / "rounding")
@@ -149,7 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.report_only:
         run(options.work)
-    write_page()
+    put_between(_MARKS, tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

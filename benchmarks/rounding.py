@@ -235,12 +235,11 @@ def _figures(cell: dict[str, float] | None) -> str:
     return "not run" if cell is None else f"{cell['kl']:.4f} / {cell['top1']:.4f} / {cell['ppl_ratio']:.4f}"
 
 
-def write_page() -> None:
-    """Put the table between its marks in docs/quantisation.md."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+def put_between(marks: tuple[str, str], text: str) -> None:
+    """Put the text between its marks in docs/quantisation.md."""
+    start, end = marks
     page = PAGE.read_text(encoding="utf-8")
-    start, end = _MARKS
-    PAGE.write_text(re.sub(f"(?s){start}.*?{end}", start + table(found) + end, page), encoding="utf-8")
+    PAGE.write_text(re.sub(f"(?s){start}.*?{end}", lambda _: start + text + end, page), encoding="utf-8")
 
 
 def main() -> None:
@@ -250,7 +249,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.report_only:
         run(options.work)
-    write_page()
+    put_between(_MARKS, table(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

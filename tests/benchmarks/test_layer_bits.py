@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import layer_bits
+from benchmarks import layer_bits, rounding
 from slmdeploy.building.quantize import EMBEDDING, HEAD
 
 LAYERS = [f"model.layers.{number}.mlp.down_proj" for number in range(24)]
@@ -47,4 +47,4 @@ def test_what_is_there_is_not_made_again(cells) -> None:
 def test_the_tables_in_the_docs_are_those_of_the_results(cells) -> None:
     assert f"`{COSTLY.removeprefix('model.layers.')}` 1000.00000" in layer_bits.tables({"cells": cells})
     found = json.loads(layer_bits.RESULTS.read_text(encoding="utf-8"))
-    assert layer_bits.tables(found) in layer_bits.PAGE.read_text(encoding="utf-8")
+    assert layer_bits.tables(found) in rounding.PAGE.read_text(encoding="utf-8")
