@@ -116,6 +116,7 @@ def _opening(results: Mapping[str, Any]) -> str:
         "Written by `python benchmarks/serving.py` from `benchmarks/results/serving.json`; not edited by hand. Random "
         "weights of the same sizes for all, so only speed is compared. Requests arrive at Poisson times, the same for "
         f"every server; {machine['cpu']}, {machine['threads']} threads, {results['made']}, commit {results['commit']}. "
+        "Servers take turns within one call of the command; what another call added was measured at another time. "
         f"Server and client share the machine.{quiet} Behind a figure stands its 95 % interval; a rate that a server "
         "did not keep up with is its last.\n\n"
         f"| server | what it is | versions |\n|---|---|---|\n{servers}"
